@@ -1,0 +1,384 @@
+"""Every subject, stream, bucket and durable name, spelled once.
+
+Owns the mapping between what users name (apps, functions, schedules, events) and NATS tokens. Never
+decides when something is published. A name that NATS could not carry is refused here, where it is written.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from jetcron_protocol.ids import shard
+
+MAX_DURABLE = 255
+"""Longest durable consumer name, in characters: the server keeps one folder a consumer."""
+MAX_EVENT_NAME = 200
+"""Longest event name, in characters."""
+MAX_ID = 200
+"""Longest id a user may choose, in characters."""
+
+_PLAIN = re.compile(r"[A-Za-z0-9_-]+")
+_ESCAPED = re.compile(r"(?:[A-Za-z0-9_-]|=[0-9A-F]{2})+")
+_EVENT_TOKEN = re.compile(r"[^\s*>.\x00-\x20\x7f]+")
+_KEEP = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
+
+
+class InvalidName(ValueError):
+    """A name that cannot be used; the message says which, why, and what is allowed."""
+
+
+def escape(text: str) -> str:
+    """One subject token for any non-empty string: bytes outside ``[A-Za-z0-9_-]`` become ``=XX``.
+
+    Reversible with `unescape`; two different strings never give the same token.
+    """
+    if not text:
+        raise InvalidName("a name is empty; give at least one character")
+    if _PLAIN.fullmatch(text):
+        return text
+    raw = text.encode("utf-8", "surrogatepass")
+    return "".join(chr(byte) if byte in _KEEP else f"={byte:02X}" for byte in raw)
+
+
+def unescape(token: str) -> str:
+    """The string `escape` made this token from; raises `InvalidName` for anything else."""
+    if not _ESCAPED.fullmatch(token):
+        raise InvalidName(f"{token!r} is not an escaped name: allowed are A-Z a-z 0-9 _ - and =XX")
+    if "=" not in token:
+        return token
+    raw = re.sub(rb"=([0-9A-F]{2})", lambda m: bytes([int(m[1], 16)]), token.encode())
+    try:
+        text = raw.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError as error:
+        raise InvalidName(f"{token!r} is not an escaped name: {error}") from None
+    if escape(text) != token:
+        raise InvalidName(f"{token!r} is not how a name is escaped: it would be {escape(text)!r}")
+    return text
+
+
+def check_id(kind: str, text: str) -> str:
+    """`text` if it can name an app, function or schedule; else `InvalidName` saying why."""
+    if not isinstance(text, str):
+        raise InvalidName(f"{kind} must be a string, not {type(text).__name__}")
+    if not text:
+        raise InvalidName(f"{kind} is empty; give at least one character")
+    if len(text) > MAX_ID:
+        raise InvalidName(f"{kind} {text[:40]!r}… has {len(text)} characters; at most {MAX_ID} are allowed")
+    if not text.isprintable():
+        raise InvalidName(f"{kind} {text!r} has characters that do not print; leave them out")
+    return text
+
+
+def check_app(name: str) -> str:
+    """An app's name: as any id, without a dot, for the dot ends it in ``app.function``."""
+    check_id("the app name", name)
+    if "." in name:
+        raise InvalidName(f"the app name {name!r} has a dot; a dot ends the app in 'app.function'")
+    return name
+
+
+def check_event_name(name: str, *, pattern: bool = False) -> str:
+    """An event's name: dot-separated tokens of printable characters but space, ``*`` and ``>``.
+
+    With `pattern`, a token may be ``*`` (any one token) and the last one ``>`` (one or more tokens).
+    """
+    if not isinstance(name, str):
+        raise InvalidName(f"an event name must be a string, not {type(name).__name__}")
+    if not name:
+        raise InvalidName("an event name is empty; give something like 'order.created'")
+    if len(name) > MAX_EVENT_NAME:
+        raise InvalidName(
+            f"the event name {name[:40]!r}… has {len(name)} characters; at most {MAX_EVENT_NAME} are allowed"
+        )
+    tokens = name.split(".")
+    for index, token in enumerate(tokens):
+        if pattern and (token == "*" or (token == ">" and index == len(tokens) - 1)):
+            continue
+        if not token:
+            raise InvalidName(f"the event name {name!r} has an empty part; write it like 'order.created'")
+        if not token.isprintable() or not _EVENT_TOKEN.fullmatch(token):
+            allowed = "'*' and a last '>' stand alone as wildcards" if pattern else "no wildcards here"
+            raise InvalidName(
+                f"the event name {name!r} has {token!r}; allowed are printable characters "
+                f"but space, '*' and '>' ({allowed})"
+            )
+    return name
+
+
+def function_id(app: str, name: str) -> str:
+    """``<app>.<name>``: how a function is known everywhere."""
+    return f"{app}.{name}"
+
+
+def split_function(function: str) -> tuple[str, str]:
+    """App and name of a function id; raises `InvalidName` when it has no dot or an empty half."""
+    app, dot, name = function.partition(".")
+    if not (app and dot and name):
+        raise InvalidName(
+            f"{function!r} is not a function id; write APP.FUNCTION, such as 'reports.dispatch'"
+        )
+    return app, name
+
+
+@dataclass(frozen=True, slots=True)
+class TickName:
+    """What a tick's subject says: `at` in epoch milliseconds."""
+
+    state: Literal["held", "due"]
+    shard: str
+    schedule: str
+    revision: int
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunLaterName:
+    """What the subject of a held run says."""
+
+    function: str
+    run: str
+    turn: int
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """All names of one namespace. Subjects begin with it, stream names with its upper-case form."""
+
+    namespace: str = "jetcron"
+
+    def __post_init__(self) -> None:
+        if not _PLAIN.fullmatch(self.namespace):
+            raise InvalidName(f"the namespace {self.namespace!r} must be letters, digits, '_' or '-'")
+
+    # Streams and buckets.
+    def _stream(self, name: str) -> str:
+        return f"{self.namespace.upper()}_{name}"
+
+    @property
+    def work(self) -> str:
+        return self._stream("WORK")
+
+    @property
+    def events(self) -> str:
+        return self._stream("EVENTS")
+
+    @property
+    def later(self) -> str:
+        return self._stream("LATER")
+
+    @property
+    def journal(self) -> str:
+        return self._stream("JOURNAL")
+
+    @property
+    def dead(self) -> str:
+        return self._stream("DEAD")
+
+    @property
+    def registry(self) -> str:
+        """The stream under the KV bucket ``<NAMESPACE>_REGISTRY``."""
+        return f"KV_{self._stream('REGISTRY')}"
+
+    @property
+    def executors(self) -> str:
+        """The stream under the KV bucket ``<NAMESPACE>_EXECUTORS``."""
+        return f"KV_{self._stream('EXECUTORS')}"
+
+    # Durable consumers.
+    cron_sync = "cron-sync"
+    cron_tick = "cron-tick"
+    event_router = "event-router"
+    event_router_later = "event-router-later"
+    health_checker = "health-checker"
+
+    def run_consumer(self, function: str) -> str:
+        """The durable of a function's runs; `InvalidName` when it would exceed `MAX_DURABLE`."""
+        app, name = split_function(function)
+        durable = f"run=={escape(app)}=={escape(name)}"
+        if len(durable) > MAX_DURABLE:
+            raise InvalidName(
+                f"the id {function!r} is too long: escaped it takes {len(durable)} characters of the "
+                f"{MAX_DURABLE} a consumer's name may have; shorten it"
+            )
+        return durable
+
+    # JETCRON_WORK.
+    def sync(self, app: str) -> str:
+        return f"{self.namespace}.sync.{escape(app)}"
+
+    @property
+    def sync_all(self) -> str:
+        return f"{self.namespace}.sync.>"
+
+    def tick_held(self, schedule: str, revision: int, at: int) -> str:
+        return f"{self.namespace}.tick.held.{shard(schedule)}.{escape(schedule)}.{revision}.{at}"
+
+    def tick_due(self, schedule: str, revision: int, at: int) -> str:
+        return f"{self.namespace}.tick.due.{shard(schedule)}.{escape(schedule)}.{revision}.{at}"
+
+    def ticks_of(self, schedule: str, revision: int | None = None, *, state: str = "*") -> str:
+        """A filter for the ticks of a schedule: of all its revisions, or of one."""
+        which = "*" if revision is None else str(revision)
+        return f"{self.namespace}.tick.{state}.{shard(schedule)}.{escape(schedule)}.{which}.*"
+
+    def ticks_of_shard(self, shard_: str) -> str:
+        return f"{self.namespace}.tick.*.{shard_}.>"
+
+    @property
+    def tick_due_all(self) -> str:
+        return f"{self.namespace}.tick.due.>"
+
+    def parse_tick(self, subject: str) -> TickName:
+        """The parts of a tick's subject, held or due; `InvalidName` for any other subject."""
+        match subject.split("."):
+            case [self.namespace, "tick", ("held" | "due") as state, shard_, schedule, revision, at]:
+                if revision.isdigit() and at.lstrip("-").isdigit():
+                    return TickName(
+                        "held" if state == "held" else "due",
+                        shard_,
+                        unescape(schedule),
+                        int(revision),
+                        int(at),
+                    )
+        raise InvalidName(f"{subject!r} is not the subject of a tick")
+
+    def run_ready(self, function: str) -> str:
+        app, name = split_function(function)
+        return f"{self.namespace}.run.ready.{escape(app)}.{escape(name)}"
+
+    def run_later(self, function: str, run: str, turn: int) -> str:
+        app, name = split_function(function)
+        return f"{self.namespace}.run.later.{escape(app)}.{escape(name)}.{run}.{turn}"
+
+    def runs_later_of(self, function: str, run: str = "*") -> str:
+        app, name = split_function(function)
+        return f"{self.namespace}.run.later.{escape(app)}.{escape(name)}.{run}.*"
+
+    @property
+    def run_later_all(self) -> str:
+        return f"{self.namespace}.run.later.>"
+
+    def parse_run_later(self, subject: str) -> RunLaterName:
+        match subject.split("."):
+            case [self.namespace, "run", "later", app, name, run, turn] if turn.isdigit():
+                return RunLaterName(function_id(unescape(app), unescape(name)), run, int(turn))
+        raise InvalidName(f"{subject!r} is not the subject of a held run")
+
+    def health_held(self, group: int) -> str:
+        return f"{self.namespace}.health.held.{group:x}"
+
+    @property
+    def health_due(self) -> str:
+        return f"{self.namespace}.health.due"
+
+    # JETCRON_EVENTS and JETCRON_LATER.
+    def event(self, name: str) -> str:
+        return f"{self.namespace}.event.{name}"
+
+    @property
+    def event_all(self) -> str:
+        return f"{self.namespace}.event.>"
+
+    def parse_event(self, subject: str) -> str:
+        """The event's name: the rest of the subject as it stands."""
+        prefix = f"{self.namespace}.event."
+        if not subject.startswith(prefix):
+            raise InvalidName(f"{subject!r} is not the subject of an event")
+        return check_event_name(subject[len(prefix) :])
+
+    def later_held(self, name: str, id: str) -> str:
+        return f"{self.namespace}.later.held.{escape(name)}.{escape(id)}"
+
+    @property
+    def later_held_all(self) -> str:
+        return f"{self.namespace}.later.held.>"
+
+    def later_due(self, name: str) -> str:
+        return f"{self.namespace}.later.due.{escape(name)}"
+
+    @property
+    def later_due_all(self) -> str:
+        return f"{self.namespace}.later.due.>"
+
+    # JETCRON_JOURNAL.
+    def journal_of(self, function: str, run: str = "*") -> str:
+        app, name = split_function(function)
+        return f"{self.namespace}.journal.{escape(app)}.{escape(name)}.{run}"
+
+    @property
+    def journal_all(self) -> str:
+        return f"{self.namespace}.journal.>"
+
+    def journal_of_run(self, run: str) -> str:
+        """A filter for one run whose function is not known."""
+        return f"{self.namespace}.journal.*.*.{run}"
+
+    @property
+    def wait_all(self) -> str:
+        return f"{self.namespace}.wait.>"
+
+    def parse_journal(self, subject: str) -> tuple[str, str]:
+        """Function id and run (or ``gap-…``) of a journal subject."""
+        match subject.split("."):
+            case [self.namespace, "journal", app, name, run]:
+                return function_id(unescape(app), unescape(name)), run
+        raise InvalidName(f"{subject!r} is not the subject of a journal")
+
+    # JETCRON_DEAD.
+    def dead_letter(self, kind: str, *tokens: str) -> str:
+        return ".".join([self.namespace, "dead", kind, *(escape(token) for token in tokens)])
+
+    @property
+    def dead_all(self) -> str:
+        return f"{self.namespace}.dead.>"
+
+    # Keys of the two buckets, as the subjects their entries are stored under.
+    def _registry(self, key: str) -> str:
+        return f"$KV.{self._stream('REGISTRY')}.{key}"
+
+    def app_key(self, app: str) -> str:
+        return self._registry(f"app.{escape(app)}")
+
+    @property
+    def apps(self) -> str:
+        return self._registry("app.*")
+
+    def function_key(self, function: str) -> str:
+        app, name = split_function(function)
+        return self._registry(f"function.{escape(app)}.{escape(name)}")
+
+    def functions_of(self, app: str) -> str:
+        return self._registry(f"function.{escape(app)}.*")
+
+    @property
+    def functions(self) -> str:
+        return self._registry("function.>")
+
+    def schedule_key(self, schedule: str) -> str:
+        return self._registry(f"schedule.{shard(schedule)}.{escape(schedule)}")
+
+    def schedules_of_shard(self, shard_: str) -> str:
+        return self._registry(f"schedule.{shard_}.*")
+
+    def parse_schedule_key(self, subject: str) -> str:
+        """The id of the schedule whose registry entry has this subject."""
+        match subject.split("."):
+            case [_, _, "schedule", _, schedule]:
+                return unescape(schedule)
+        raise InvalidName(f"{subject!r} is not the key of a schedule")
+
+    def past_key(self, schedule: str, revision: int) -> str:
+        return self._registry(f"past.{shard(schedule)}.{escape(schedule)}.{revision}")
+
+    def health_key(self, group: int) -> str:
+        return self._registry(f"health.{group:x}")
+
+    def _executors(self, key: str) -> str:
+        return f"$KV.{self._stream('EXECUTORS')}.{key}"
+
+    def executor_key(self, app: str, executor: str) -> str:
+        return self._executors(f"{escape(app)}.{escape(executor)}")
+
+    @property
+    def executors_all(self) -> str:
+        return self._executors(">")
