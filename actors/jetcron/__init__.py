@@ -1,0 +1,34 @@
+"""Jetcron: durable cron, events and functions for Python teams, on NATS JetStream.
+
+An `App` holds functions; executors run them at the times and on the events they name. What is exported
+here is the whole public API, with `jetcron.cron`.
+"""
+
+from jetcron.app import App
+from jetcron.errors import (
+    ConfigurationError,
+    JetcronError,
+    NonRetriableError,
+    PayloadInvalid,
+    RetryAfterError,
+    RunFailed,
+    RunNotFound,
+    StepError,
+)
+from jetcron.options import Cron, Retry
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "App",
+    "ConfigurationError",
+    "Cron",
+    "JetcronError",
+    "NonRetriableError",
+    "PayloadInvalid",
+    "Retry",
+    "RetryAfterError",
+    "RunFailed",
+    "RunNotFound",
+    "StepError",
+]

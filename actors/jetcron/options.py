@@ -1,0 +1,180 @@
+"""What a function can be given: triggers, retries, durations. Frozen, validated where it is written.
+
+Owns what is allowed and how its refusal reads: the place, the option, its value, what is allowed. Users
+write seconds or a `timedelta`; a `timedelta` is stored. Pure: no I/O, no clock.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from difflib import get_close_matches
+from functools import lru_cache
+from typing import get_args
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
+
+from jetcron.cron import CronError, parse
+from jetcron.errors import ConfigurationError
+from jetcron_protocol.messages import CatchUp, Dst
+
+Duration = float | timedelta
+"""Seconds, or a `timedelta`."""
+
+ZERO = timedelta(0)
+MILLISECOND = timedelta(milliseconds=1)
+HOUR = timedelta(hours=1)
+DAY = timedelta(days=1)
+YEAR = timedelta(days=366)
+MAX_ATTEMPTS = 1_000
+"""Each attempt is a line in its run's history, which is one message in the end."""
+MAX_CONCURRENCY = 1_000_000
+CATCH_UPS: tuple[str, ...] = get_args(CatchUp)
+DSTS: tuple[str, ...] = get_args(Dst)
+
+
+@dataclass(frozen=True, slots=True)
+class Cron:
+    """A cron trigger. `timezone` and `dst`, where None, are the function's."""
+
+    expression: str
+    timezone: str | None = field(default=None, kw_only=True)
+    dst: Dst | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        where = f"Cron({self.expression!r})"
+        if self.timezone is not None:
+            check_timezone(where, self.timezone)
+        if self.dst is not None:
+            check_choice(where, "dst", self.dst, DSTS)
+        check_cron(where, self.expression, timezone=self.timezone or "UTC", dst=self.dst or "default")
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """How often a run is attempted, the first attempt included, and how long it waits between attempts.
+
+    `waits` are seconds or timedeltas, one a retry; the last repeats. Each is lengthened by a random part
+    of up to `jitter` (0.3: up to 30 %), so that what failed together does not come back together.
+    """
+
+    attempts: int = 5
+    waits: Sequence[Duration] = (15, 30, 60, 120, 300, 600)
+    jitter: float = 0.3
+
+    def __post_init__(self) -> None:
+        check_int("Retry", "attempts", self.attempts, 1, MAX_ATTEMPTS)
+        if isinstance(self.waits, str) or not isinstance(self.waits, Sequence) or not self.waits:
+            raise ConfigurationError(
+                f"Retry: waits={self.waits!r}; allowed is a list of at least one duration, such as (15, 60)"
+            )
+        waits = tuple(
+            check_duration("Retry", f"waits[{index}]", wait, ZERO, YEAR)
+            for index, wait in enumerate(self.waits)
+        )
+        object.__setattr__(self, "waits", waits)
+        if not _is_number(self.jitter) or not 0 <= self.jitter <= 1:
+            raise ConfigurationError(f"Retry: jitter={self.jitter!r}; allowed are 0 to 1 (0.3 is 30 %)")
+
+    def wait(self, attempt: int) -> timedelta:
+        """The wait after attempt number `attempt` (0 first), jitter left out."""
+        chosen = self.waits[min(attempt, len(self.waits) - 1)]
+        return chosen if isinstance(chosen, timedelta) else timedelta(seconds=chosen)
+
+
+# The checks. Each names the place it is written at (`where`), the option, the value, and what is allowed.
+
+
+def check_int(where: str, option: str, value: object, least: int, most: int) -> int:
+    """`value` if it is a whole number from `least` to `most`."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise ConfigurationError(
+            f"{where}: {option}={value!r}; allowed are whole numbers from {least} to {most}"
+        )
+    return value
+
+
+def check_duration(where: str, option: str, value: object, least: timedelta, most: timedelta) -> timedelta:
+    """`value`, in seconds or as a timedelta, as a timedelta from `least` to `most`."""
+    span: timedelta | None = None
+    if isinstance(value, timedelta):
+        span = value
+    elif _is_number(value):
+        try:
+            span = timedelta(seconds=value)  # type: ignore[arg-type]  # narrowed by _is_number
+        except OverflowError:
+            span = None
+    if span is None or not least <= span <= most:
+        raise ConfigurationError(
+            f"{where}: {option}={value!r}; allowed are seconds or a timedelta, "
+            f"from {readable(least)} to {readable(most)}"
+        )
+    return span
+
+
+def check_choice(where: str, option: str, value: object, allowed: tuple[str, ...]) -> str:
+    """`value` if it is one of `allowed`."""
+    if not isinstance(value, str) or value not in allowed:
+        raise ConfigurationError(
+            f"{where}: {option}={value!r}; allowed {'is' if len(allowed) == 1 else 'are'} "
+            f"{', '.join(repr(choice) for choice in allowed)}"
+            f"{suggestion(value, allowed)}"
+        )
+    return value
+
+
+def check_timezone(where: str, name: object) -> str:
+    """`name` if it is an IANA time zone."""
+    if isinstance(name, str) and _is_zone(name):
+        return name
+    near = suggestion(name, available_timezones())
+    raise ConfigurationError(
+        f"{where}: timezone={name!r}; allowed are IANA time zones, such as 'UTC' or 'Europe/Prague'{near}"
+    )
+
+
+def check_cron(
+    where: str, expression: object, *, timezone: str = "UTC", dst: Dst = "default", seed: str = ""
+) -> str:
+    """`expression` if it can be parsed; `H` in it is spread by `seed`."""
+    if not isinstance(expression, str):
+        raise ConfigurationError(
+            f"{where}: a cron expression must be a string, not {type(expression).__name__}; "
+            "such as '0 9 * * MON-FRI'"
+        )
+    try:
+        parse(expression, timezone=timezone, dst=dst, seed=seed)
+    except CronError as error:
+        said = str(error).removeprefix(f"cron expression {expression!r}: ")
+        raise ConfigurationError(f"{where}: {said}") from None
+    return expression
+
+
+def suggestion(value: object, allowed: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """``; did you mean 'x'?``, or nothing when no allowed string is near."""
+    if not isinstance(value, str):
+        return ""
+    by_lower = {choice.lower(): choice for choice in allowed}
+    near = get_close_matches(value.lower(), by_lower, n=1, cutoff=cutoff)
+    return f"; did you mean {by_lower[near[0]]!r}?" if near else ""
+
+
+def readable(span: timedelta) -> str:
+    """A duration in its largest whole unit: ``0.001 s``, ``1 hour``, ``366 days``."""
+    for unit, name in ((DAY, "day"), (HOUR, "hour")):
+        if span and span % unit == ZERO:
+            count = span // unit
+            return f"{count} {name}{'s' if count > 1 else ''}"
+    return f"{span.total_seconds():g} s"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+@lru_cache(maxsize=1024)
+def _is_zone(name: str) -> bool:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return False
+    return True
