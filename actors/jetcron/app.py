@@ -33,7 +33,7 @@ from jetcron.options import (
     check_timezone,
     suggestion,
 )
-from jetcron.payload import PayloadReader
+from jetcron.payload import PayloadReader, function_under
 from jetcron_protocol.codec import encode
 from jetcron_protocol.ids import digest
 from jetcron_protocol.messages import CatchUp, CronTrigger, Dst, Function
@@ -394,12 +394,12 @@ def _second_parameter(full: str, handler: Any) -> inspect.Parameter | None:
 
 
 def _first_line(handler: Any) -> str:
-    lines = (getattr(handler, "__doc__", None) or "").strip().splitlines()
+    lines = (getattr(function_under(handler), "__doc__", None) or "").strip().splitlines()
     return lines[0].strip() if lines else ""
 
 
 def _place(handler: Any) -> str:
-    code = getattr(inspect.unwrap(handler), "__code__", None)
+    code = getattr(function_under(handler), "__code__", None)
     return f"{code.co_filename}:{code.co_firstlineno}" if code else repr(handler)
 
 

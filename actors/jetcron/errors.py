@@ -150,10 +150,14 @@ class Unconfirmed(BusError):
 
 
 class ApiError(BusError):
-    """The JetStream API refused. `code` is like HTTP's, `err_code` is the server's number for the cause."""
+    """The JetStream API refused. `code` is like HTTP's, `err_code` is the server's number for the cause.
+
+    Either is 0 where there is none, as when nothing was answered. Source: nats-server's errors.json.
+    """
 
     def __init__(self, code: int, err_code: int, description: str) -> None:
-        super().__init__(f"{description} (code {code}, err_code {err_code})")
+        numbers = [f"{name} {number}" for name, number in (("code", code), ("err_code", err_code)) if number]
+        super().__init__(f"{description} ({', '.join(numbers)})" if numbers else description)
         self.code = code
         self.err_code = err_code
         self.description = description

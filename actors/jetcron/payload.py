@@ -4,6 +4,7 @@ Owns how the second parameter of a user's function is read: its annotation, its 
 Names that do not exist yet when the function is decorated are looked up again later. Pure: no I/O.
 """
 
+import functools
 import inspect
 import sys
 import types
@@ -42,7 +43,7 @@ class PayloadReader:
         self._parameter = parameter.name
         self._annotation = parameter.annotation
         self._default = _MISSING if parameter.default is parameter.empty else parameter.default
-        self._globals: dict[str, Any] = getattr(inspect.unwrap(_plain(handler)), "__globals__", {})
+        self._globals: dict[str, Any] = getattr(function_under(handler), "__globals__", {})
         self._cron = cron
         self._adapter: TypeAdapter[Any] | None = None
         self._raw = self._annotation in (parameter.empty, Any, object, "Any", "typing.Any", "object")
@@ -58,7 +59,7 @@ class PayloadReader:
             self._resolve(None, strict=True)
 
     def read(self, data: object) -> object:
-        """`data` as the parameter's type. `PayloadInvalid`, naming the fields at fault, if it does not fit."""
+        """`data` as the parameter's type; `PayloadInvalid`, naming what is at fault, if it does not fit."""
         if data is None and self._default is not _MISSING:
             return self._default
         if self._raw:
@@ -151,10 +152,11 @@ def _spelled(annotation: object) -> str:
     return str(annotation)
 
 
-def _plain(handler: Any) -> Any:
-    """The function under a partial, a bound method or a callable object."""
-    while hasattr(handler, "func"):
+def function_under(handler: Any) -> Any:
+    """The function under partials, decorators that name what they wrap, or a callable object."""
+    while isinstance(handler, functools.partial):
         handler = handler.func
+    handler = inspect.unwrap(handler)
     if inspect.isfunction(handler) or inspect.ismethod(handler):
         return handler
     return getattr(type(handler), "__call__", handler)  # noqa: B004 - the function itself is wanted

@@ -3,6 +3,7 @@
 Owns the rule alone. Counting attempts, holding the next one and writing dead letters are the executor's.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
@@ -34,21 +35,34 @@ def decide(retry: Retry, *, attempt: int, error: BaseException, now: int, spread
     `RetryAfterError` names its own time, without jitter, and counts as an attempt. `NonRetriableError`
     ends the run, as does any error of ours that repetition cannot mend; a time-out of the function is
     retried as any other error, and so is trouble with the bus. Signals are not errors: the caller deals
-    with them before it comes here.
+    with them before it comes here. Of a group of errors, one that is not retried ends the run, and the
+    latest time that is named counts.
     """
-    if not _may_mend(error):
-        return GiveUp("not_retriable", f"{type(error).__name__} is not retried")
+    errors = list(_leaves(error))
+    for one in errors:
+        if not _may_mend(one):
+            return GiveUp("not_retriable", f"{type(one).__name__} is not retried")
     if attempt + 1 >= retry.attempts:
         total = f"{retry.attempts} attempts" if retry.attempts > 1 else "the only attempt"
         return GiveUp("exhausted", f"{total} failed")
-    match error:
-        case RetryAfterError(delay=datetime() as moment):
-            return RetryAt(max(now, to_ms(moment)))
-        case RetryAfterError(delay=timedelta() as delay):
-            return RetryAt(now + delay // MILLISECOND)
-        case _:
-            wait = retry.wait(attempt) * (1 + retry.jitter * spread)
-            return RetryAt(now + wait // MILLISECOND)
+    named = [_named(one.delay, now) for one in errors if isinstance(one, RetryAfterError)]
+    if named:
+        return RetryAt(max(now, *named))
+    wait = retry.wait(attempt) * (1 + retry.jitter * spread)
+    return RetryAt(now + wait // MILLISECOND)
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    """The errors in a group, as a task group raises it; or the error itself."""
+    if isinstance(error, BaseExceptionGroup):
+        for one in error.exceptions:
+            yield from _leaves(one)
+    else:
+        yield error
+
+
+def _named(delay: timedelta | datetime, now: int) -> int:
+    return to_ms(delay) if isinstance(delay, datetime) else now + delay // MILLISECOND
 
 
 def _may_mend(error: BaseException) -> bool:

@@ -208,6 +208,11 @@ class Settings(BaseSettings):
         return self.nats_url.split(",")
 
     @property
+    def shown_url(self) -> str:
+        """`nats_url` for logs and messages, without passwords and tokens."""
+        return _masked(self.nats_url)
+
+    @property
     def lead_ms(self) -> int:
         return round(self.lead * 1_000)
 
@@ -288,7 +293,7 @@ def _misspelled() -> list[str]:
     return [
         f"{variable} is not a setting{near}"
         for variable in sorted(os.environ)
-        if variable.startswith(PREFIX) and variable not in known and not _KUBERNETES.search(variable)
+        if variable.startswith(PREFIX) and variable.upper() not in known and not _KUBERNETES.search(variable)
         if (near := suggestion(variable, known, cutoff=0.85))
     ]
 
