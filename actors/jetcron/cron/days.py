@@ -13,6 +13,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from dataclasses import dataclass
 from datetime import date
+from functools import lru_cache
 
 DAY = 86_400
 EPOCH_ORDINAL = date(1970, 1, 1).toordinal()
@@ -38,11 +39,8 @@ class DayFields:
     nth: frozenset[tuple[int, int]]
     either: bool
 
-    def masks(self) -> tuple[int, ...]:
-        """Matching days as bits 1-31, for each kind of month, at weekday of the first * 4 + length - 28."""
-        return tuple(self._mask(first, length) for first in range(7) for length in range(28, 32))
-
-    def _mask(self, first: int, length: int) -> int:
+    def mask(self, first: int, length: int) -> int:
+        """The matching days, as bits 1-31, of a month of this length that begins on this weekday."""
         by_day = sum(1 << day for day in self.days if day <= length)
         if self.last:
             by_day |= 1 << length
@@ -56,6 +54,12 @@ class DayFields:
             if nth <= len(found):
                 by_weekday |= 1 << found[nth - 1]  # 0, the last, is found[-1]
         return by_day | by_weekday if self.either else by_day & by_weekday
+
+
+@lru_cache(maxsize=1_024)
+def masks(fields: DayFields) -> tuple[int, ...]:
+    """The mask of each kind of month, at weekday of the first * 4 + length - 28."""
+    return tuple(fields.mask(first, length) for first in range(7) for length in range(28, 32))
 
 
 def _each(weekday: int, first: int, length: int) -> range:
@@ -76,10 +80,10 @@ def _nearest_weekday(day: int, first: int, length: int) -> int:
     return 1 << day
 
 
-def never(masks: tuple[int, ...], months: frozenset[int]) -> bool:
+def never(kinds: tuple[int, ...], months: frozenset[int]) -> bool:
     """Whether no month of any year has a matching day."""
     lengths = {length for month in months for length in ((28, 29) if month == 2 else (_LENGTHS[month],))}
-    return not any(masks[first * 4 + length - 28] for first in range(7) for length in lengths)
+    return not any(kinds[first * 4 + length - 28] for first in range(7) for length in lengths)
 
 
 def _kind(year: int, month: int, first_ordinal: int) -> int:
@@ -109,12 +113,12 @@ class Pattern:
         minutes: tuple[int, ...],
         seconds: tuple[int, ...],
         months: frozenset[int],
-        masks: tuple[int, ...],
+        kinds: tuple[int, ...],
     ) -> None:
         self._hours, self._minutes, self._seconds = hours, minutes, seconds
-        self._months, self._masks = months, masks
+        self._months, self._masks = months, kinds
         self._every_day = len(months) == 12 and all(
-            mask == (2 << 28 + index % 4) - 2 for index, mask in enumerate(masks)
+            mask == (2 << 28 + index % 4) - 2 for index, mask in enumerate(kinds)
         )
         ascending = sorted(months)
         # From each month to the nearest one named, as (years on, month).

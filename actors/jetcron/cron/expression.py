@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal, get_args
 
-from .days import Pattern, never
+from .days import Pattern, masks, never
 from .durations import is_duration, parse_duration
 from .errors import CronError
 from .syntax import read, spread
@@ -51,7 +51,7 @@ class CronExpression(ABC):
 
     @abstractmethod
     def next_after(self, after_ms: int) -> int | None:
-        """The first occurrence strictly after an instant, both in epoch milliseconds; None if past year 9999."""
+        """The first occurrence strictly after an instant, in epoch milliseconds; None if past year 9999."""
 
     @abstractmethod
     def window(self, after_ms: int, until_ms: int, newest: int) -> Window:
@@ -208,13 +208,13 @@ def _every(text: str, timezone: str, dst: Dst) -> CronExpression:
 @lru_cache(maxsize=16_384)
 def _calendar(text: str, timezone: str, dst: Dst) -> CronExpression:
     fields = read(text)
-    masks = fields.days.masks()
-    if never(masks, fields.months):
+    kinds = masks(fields.days)
+    if never(kinds, fields.months):
         raise CronError(
             "it never fires: in no year has a month it names a day that its day fields allow; "
             "mind that February has 29 days at most, and four other months 30"
         )
-    pattern = Pattern(fields.hours, fields.minutes, fields.seconds, fields.months, masks)
+    pattern = Pattern(fields.hours, fields.minutes, fields.seconds, fields.months, kinds)
     return _Calendar(text, timezone, dst, pattern, dst if fields.fixed else "wall")
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 
 from croniter import CroniterError, croniter
@@ -172,7 +173,7 @@ def read(text: str) -> Fields:
             else:
                 items.append(_plain(place, item))
         plain.append(items)
-    numbers = _numbers(plain)
+    numbers = [_numbers(index, tuple(items)) for index, items in enumerate(plain)]
     days = DayFields(
         days=numbers[_DAY_OF_MONTH],
         last=last,
@@ -260,20 +261,18 @@ def _number(place: _Place, token: str) -> int:
     return int(token)
 
 
-def _numbers(plain: list[list[str]]) -> list[frozenset[int]]:
-    """The numbers of each field, by croniter. A field that has only L, W or # in it has none."""
-    texts = [",".join(items) or "*" for items in plain]
+@lru_cache(maxsize=4_096)
+def _numbers(index: int, items: tuple[str, ...]) -> frozenset[int]:
+    """The numbers of one field, by croniter; a field that has only L, W or # in it has none."""
+    if not items:
+        return frozenset()
+    texts = ["*"] * 6
+    texts[index - 1] = ",".join(items)  # croniter has seconds last
     try:
-        # Seconds last, as croniter has them by default.
-        expanded, _ = croniter.expand(" ".join([*texts[1:], texts[0]]))
-    except CroniterError as error:  # everything was checked above: croniter knows something we do not
+        expanded, _ = croniter.expand(" ".join(texts))
+    except CroniterError as error:  # all was checked before: croniter knows something we do not
         raise CronError(str(error)) from error
-    found: list[frozenset[int]] = []
-    for field, items, values in zip(_FIELDS, plain, [expanded[5], *expanded[:5]], strict=True):
-        if not items:
-            found.append(frozenset())
-        elif values == ["*"]:
-            found.append(frozenset(range(field.low, field.spread + 1 if field.high == 7 else field.high + 1)))
-        else:
-            found.append(frozenset(int(value) for value in values))
-    return found
+    values, field = expanded[index - 1], _FIELDS[index]
+    if values == ["*"]:
+        return frozenset(range(field.low, 7 if index == _DAY_OF_WEEK else field.high + 1))
+    return frozenset(int(value) for value in values)

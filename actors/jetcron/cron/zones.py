@@ -3,10 +3,10 @@
 Owns: finding a zone's changes of offset, and the timeline of pieces made of them under each daylight-saving
 rule. Never does: expressions. The same pieces serve every schedule of the zone.
 
-zoneinfo does not list a zone's changes, so they are looked for: the offset is read every six hours and a
-difference is bisected down to the second. Two changes within six hours that undo each other would go unseen;
-no zone has had two within three days. Nothing here assumes how large a change is (Kwajalein skipped a day),
-only that it is no more than `REACH`.
+zoneinfo does not list a zone's changes, so they are looked for: the offset is read every twelve hours and a
+difference is bisected down to the second. Two changes within twelve hours that undo each other would go
+unseen; no zone has had two within three days. Nothing here assumes how large a change is (Kwajalein skipped a
+day), only that it is no more than `REACH`.
 
 Source: the rule for skipped and repeated times is that of Debian's cron (cron(8), "Daylight Saving Time").
 """
@@ -35,7 +35,10 @@ REACH = 2 * DAY
 """More than any two offsets of one zone differ (Apia: 25.5 hours)."""
 
 CHUNK = 16 * DAY
-_STEP = 6 * 3_600
+_LOCAL = {"localtime", "posixrules"}
+"""What a machine calls its own zone."""
+
+_STEP = 12 * 3_600
 
 
 class Piece(NamedTuple):
@@ -60,14 +63,14 @@ class Timeline(NamedTuple):
 def check_zone(name: str) -> None:
     """Raise `CronError` unless this is the name of a zone of the IANA database."""
     # These depend on the machine or count leap seconds: two executors would disagree.
-    odd = name.startswith(("posix/", "right/")) or name in ("localtime", "posixrules")
+    odd = name.startswith(("posix/", "right/")) or name in _LOCAL
     try:
         if not odd:
             _zone(name)
             return
     except (KeyError, ValueError, OSError):
         pass
-    names = {known.lower(): known for known in zoneinfo.available_timezones()}
+    names = {known.lower(): known for known in zoneinfo.available_timezones() - _LOCAL}
     cities = {known.rpartition("/")[2].lower(): known for known in sorted(names.values())}
     wanted = name.strip().lower().replace(" ", "_")
     close = difflib.get_close_matches(wanted, names, n=1) or difflib.get_close_matches(wanted, cities, n=1)
