@@ -373,7 +373,7 @@ def _second_parameter(full: str, handler: Any) -> inspect.Parameter | None:
         )
     wanted = "allowed are (ctx) or (ctx, data)"
     try:
-        parameters = list(inspect.signature(handler).parameters.values())
+        parameters = _parameters(handler)
     except ValueError:
         raise ConfigurationError(f"{full}: its parameters cannot be read; {wanted}") from None
     if parameters and parameters[0].name in ("self", "cls"):
@@ -391,6 +391,19 @@ def _second_parameter(full: str, handler: Any) -> inspect.Parameter | None:
         shown = ", ".join(str(p.replace(annotation=p.empty)) for p in parameters)
         raise ConfigurationError(f"{full}: it takes ({shown}); {wanted}")
     return positional[1] if len(positional) > 1 else None
+
+
+def _parameters(handler: Any) -> list[inspect.Parameter]:
+    if sys.version_info >= (
+        3,
+        14,
+    ):  # annotations are evaluated when asked for: not yet, for some name later types
+        import annotationlib
+
+        return list(
+            inspect.signature(handler, annotation_format=annotationlib.Format.FORWARDREF).parameters.values()
+        )
+    return list(inspect.signature(handler).parameters.values())
 
 
 def _first_line(handler: Any) -> str:

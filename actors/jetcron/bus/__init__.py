@@ -1,0 +1,51 @@
+"""The only importer of nats: connection, publishing, atomic batches, held messages, reading, pulling, topology.
+
+`Bus` is one connection with all of it. Every storage call an actor makes is a method here, and each raises
+errors of `jetcron.errors` alone.
+"""
+
+from jetcron.bus.admin import Admin, Change
+from jetcron.bus.publish import (
+    MAX_BATCH,
+    ROLLUP,
+    SCHEDULE,
+    SCHEDULE_TARGET,
+    SCHEDULE_TTL,
+    TTL,
+    Outgoing,
+    Stored,
+    fenced,
+    hold,
+    with_id,
+)
+from jetcron.bus.pull import Consumer, Delivery
+from jetcron.bus.read import StoredMessage, StreamState
+
+
+class Bus(Admin):
+    """One connection to NATS and everything Jetcron does over it. Use as an async context manager."""
+
+    def consume(self, stream: str, durable: str) -> Consumer:
+        """Take messages from a durable consumer."""
+        return Consumer(self, stream, durable)
+
+
+__all__ = [
+    "MAX_BATCH",
+    "ROLLUP",
+    "SCHEDULE",
+    "SCHEDULE_TARGET",
+    "SCHEDULE_TTL",
+    "TTL",
+    "Bus",
+    "Change",
+    "Consumer",
+    "Delivery",
+    "Outgoing",
+    "Stored",
+    "StoredMessage",
+    "StreamState",
+    "fenced",
+    "hold",
+    "with_id",
+]

@@ -1,0 +1,274 @@
+"""The connection: reconnecting, with one reply inbox for all requests.
+
+Owns the nats client, the futures of open requests and the measured offset of our clock. While the server is
+away every publish fails at once instead of waiting in a buffer: an acknowledgement that reached the server
+late could remove a message under its new owner. If the process dies here, open requests die with it; the
+server answers nobody.
+"""
+
+import asyncio
+import contextlib
+import json
+import ssl
+from collections.abc import AsyncIterator
+from typing import Any, Self
+
+import nats.errors
+import structlog
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from jetcron.bus.refusals import refusal
+from jetcron.clock import Clock, SystemClock
+from jetcron.errors import (
+    AuthorizationFailed,
+    BusError,
+    JetStreamDisabled,
+    PayloadTooLarge,
+    ServerTooOld,
+    ServerUnreachable,
+    TryAgain,
+)
+from jetcron.settings import Settings
+from jetcron_protocol.topology import MIN_SERVER
+
+log = structlog.get_logger("jetcron.bus")
+
+Headers = dict[str, str]
+
+_CONNECT_SECONDS = 5.0
+_RECONNECT_WAIT = 0.25
+REQUEST_SECONDS = 5.0
+PAYLOAD_RESERVE = 16 * 1024
+"""What a payload leaves of the server's limit for headers and for the envelope around it."""
+
+
+class Link:
+    """One connection to NATS. Use as an async context manager."""
+
+    def __init__(self, settings: Settings, *, clock: Clock | None = None, name: str = "jetcron") -> None:
+        self.settings = settings
+        self.names = settings.names
+        self.clock: Clock = clock or SystemClock()
+        self.name = name
+        self.generation = 0
+        """Grows with every reconnect: what the server held for the old connection is gone."""
+        self.clock_offset_ms = 0.0
+        """Our clock minus the server's, at the last answer that carried the server's time."""
+        self._client = Client()
+        self._inbox = ""
+        self._open: dict[str, asyncio.Future[Msg]] = {}
+        self._counter = 0
+        self._last_error: Exception | None = None
+        self._reconnected = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._connect()
+            await self._check_server()
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Flush what was published and close. Open requests fail with `TryAgain`."""
+        if self._client.is_connected:
+            with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
+                await self._client.flush(2)
+        if not self._client.is_closed and self._client.options:
+            with contextlib.suppress(nats.errors.Error, OSError):
+                await self._client.close()
+        for future in self._open.values():
+            if not future.done():
+                future.set_exception(TryAgain(0, 0, "the connection was closed"))
+        self._open.clear()
+
+    async def _connect(self) -> None:
+        settings = self.settings
+        options: dict[str, Any] = {
+            "servers": settings.servers,
+            "name": self.name,
+            "error_cb": self._on_error,
+            "disconnected_cb": self._on_disconnect,
+            "reconnected_cb": self._on_reconnect,
+            "connect_timeout": 2,
+            "reconnect_time_wait": _RECONNECT_WAIT,
+            "max_reconnect_attempts": 3,
+            "ping_interval": 10,
+            "max_outstanding_pings": 2,
+            "pending_size": 0,
+            "flusher_queue_size": 65_536,
+        } | _credentials(settings)
+        try:
+            async with asyncio.timeout(_CONNECT_SECONDS):
+                await self._client.connect(**options)
+        except (nats.errors.Error, OSError, TimeoutError) as error:
+            raise self._explain(self._last_error or error) from None
+        # The first connection fails fast, so that a wrong address is reported; later ones never give up.
+        self._client.options["max_reconnect_attempts"] = -1
+        self._inbox = self._client.new_inbox()
+        await self._client.subscribe(f"{self._inbox}.*", cb=self._on_reply)
+
+    def _explain(self, error: Exception) -> BusError:
+        url = self.settings.nats_url
+        text = str(error) or type(error).__name__
+        if "authorization" in text.lower() or "authentication" in text.lower():
+            return AuthorizationFailed(
+                f"{url} refused the credentials ({text}); check NATS_CREDS, NATS_USER and NATS_PASSWORD"
+            )
+        return ServerUnreachable(f"no NATS server answers at {url} ({text}); start one, or set NATS_URL")
+
+    async def _check_server(self) -> None:
+        found = self._client.connected_server_version
+        version = (found.major, found.minor, found.patch)
+        if version < MIN_SERVER:
+            raise ServerTooOld(".".join(map(str, version)), ".".join(map(str, MIN_SERVER)))
+        try:
+            await self.api("INFO", timeout=_CONNECT_SECONDS)
+        except (TryAgain, JetStreamDisabled) as error:
+            raise JetStreamDisabled(
+                f"the server at {self.settings.nats_url} answers without JetStream ({error}); "
+                "start it with -js, or enable JetStream for this account",
+            ) from None
+
+    async def _on_error(self, error: Exception) -> None:
+        self._last_error = error
+        log.debug("nats error", error=repr(error))
+
+    async def _on_disconnect(self) -> None:
+        if not self._client.is_closed:
+            log.warning("disconnected from NATS", url=self.settings.nats_url)
+        for future in self._open.values():
+            if not future.done():
+                future.set_exception(TryAgain(0, 0, "the connection to NATS was lost"))
+
+    async def _on_reconnect(self) -> None:
+        self.generation += 1
+        log.info("connected to NATS again", url=self.settings.nats_url)
+        self._reconnected.set()
+        self._reconnected = asyncio.Event()
+
+    @property
+    def connected(self) -> bool:
+        return self._client.is_connected
+
+    @property
+    def max_payload(self) -> int:
+        """The largest message the server takes, in bytes, headers included."""
+        return self._client.max_payload
+
+    @property
+    def max_body(self) -> int:
+        """The largest body we send: the server's limit less `PAYLOAD_RESERVE`."""
+        return self.max_payload - PAYLOAD_RESERVE
+
+    @property
+    def server_version(self) -> str:
+        return str(self._client.connected_server_version).removeprefix("<nats server v").removesuffix(">")
+
+    async def _on_reply(self, msg: Msg) -> None:
+        future = self._open.get(msg.subject)
+        if future is not None and not future.done():
+            future.set_result(msg)
+
+    async def post(
+        self, subject: str, payload: bytes = b"", *, reply: str = "", headers: Headers | None = None
+    ) -> None:
+        """Publish without waiting for an answer. Raises `TryAgain` while the server is away."""
+        try:
+            await self._client.publish(subject, payload, reply=reply, headers=headers)
+        except nats.errors.MaxPayloadError:
+            raise PayloadTooLarge(len(payload), self.max_payload) from None
+        except (
+            nats.errors.OutboundBufferLimitError,
+            nats.errors.ConnectionClosedError,
+            nats.errors.ConnectionDrainingError,
+        ) as error:
+            raise TryAgain(0, 0, f"not connected to NATS: {error}") from None
+
+    async def request(
+        self,
+        subject: str,
+        payload: bytes = b"",
+        *,
+        headers: Headers | None = None,
+        timeout: float = REQUEST_SECONDS,
+    ) -> Msg:
+        """Publish and wait for one answer. Raises `TryAgain` when none came within `timeout` seconds."""
+        reply, future = self._expect(timeout)
+        try:
+            await self.post(subject, payload, reply=reply, headers=headers)
+            msg = await future
+        finally:
+            self._open.pop(reply, None)
+        if not msg.data and msg.headers and msg.headers.get("Status") == "503":
+            raise TryAgain(503, 0, f"nobody answers on {subject}")
+        return msg
+
+    def _expect(self, timeout: float) -> tuple[str, "asyncio.Future[Msg]"]:
+        loop = asyncio.get_running_loop()
+        self._counter += 1
+        reply = f"{self._inbox}.{self._counter}"
+        future: asyncio.Future[Msg] = loop.create_future()
+        timer = loop.call_later(timeout, _expire, future, timeout)
+        future.add_done_callback(lambda _: timer.cancel())
+        self._open[reply] = future
+        return reply, future
+
+    async def api(
+        self, call: str, body: dict[str, Any] | None = None, *, timeout: float = REQUEST_SECONDS
+    ) -> Any:
+        """One JetStream API request: ``$JS.API.<call>``. Raises the typed refusal."""
+        payload = json.dumps(body).encode() if body is not None else b""
+        msg = await self.request(f"$JS.API.{call}", payload, timeout=timeout)
+        return parse_answer(msg.data)
+
+    @contextlib.asynccontextmanager
+    async def replies(self) -> AsyncIterator[tuple[str, "asyncio.Queue[Msg]"]]:
+        """A reply subject of its own and the queue of what arrives there, for answers in many parts."""
+        inbox = self._client.new_inbox()
+        queue: asyncio.Queue[Msg] = asyncio.Queue()
+
+        async def put(msg: Msg) -> None:
+            queue.put_nowait(msg)
+
+        subscription = await self._client.subscribe(inbox, cb=put)
+        try:
+            yield inbox, queue
+        finally:
+            with contextlib.suppress(nats.errors.Error):
+                await subscription.unsubscribe()
+
+
+def _credentials(settings: Settings) -> dict[str, Any]:
+    """How to log in, in the nats client's words."""
+    options: dict[str, Any] = {}
+    if settings.nats_creds is not None:
+        options["user_credentials"] = str(settings.nats_creds)
+    if settings.nats_nkey_seed is not None:
+        options["nkeys_seed"] = str(settings.nats_nkey_seed)
+    if settings.nats_user is not None and settings.nats_password is not None:
+        options |= {"user": settings.nats_user, "password": settings.nats_password.get_secret_value()}
+    if settings.nats_token is not None:
+        options["token"] = settings.nats_token.get_secret_value()
+    if settings.nats_ca is not None:
+        options["tls"] = ssl.create_default_context(cafile=str(settings.nats_ca))
+    return options
+
+
+def _expire(future: "asyncio.Future[Msg]", timeout: float) -> None:
+    if not future.done():
+        future.set_exception(TryAgain(408, 0, f"no answer within {timeout:g} s"))
+
+
+def parse_answer(raw: bytes) -> Any:
+    """The JSON of a JetStream answer; raises the typed refusal in it."""
+    answer = json.loads(raw)
+    error = answer.get("error")
+    if error:
+        raise refusal(error)
+    return answer

@@ -1,0 +1,243 @@
+"""Reading: last messages, many at once, names, histories.
+
+A replica may answer a direct get, and may be behind. Whatever is missing or old is asked of the leader before
+anyone believes it. Nothing here changes anything.
+"""
+
+import asyncio
+import base64
+import datetime as dt
+import json
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from jetcron.bus.link import REQUEST_SECONDS, Headers, Link
+from jetcron.errors import NotFound, TryAgain
+
+MAX_MULTI = 1000
+"""Subjects asked for in one multi-get; the server returns at most 1,024."""
+_NAMES_PAGE = 100_000
+DELETED = ("DEL", "PURGE")
+OPERATION = "KV-Operation"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMessage:
+    """A message as a stream holds it. `stored_at` in epoch milliseconds."""
+
+    subject: str
+    sequence: int
+    payload: bytes
+    headers: Headers = field(default_factory=dict)
+    stored_at: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StreamState:
+    """What STREAM.INFO says of a stream; `now` is the server's clock, epoch ms."""
+
+    last_sequence: int
+    first_sequence: int
+    messages: int
+    bytes: int
+    now: int
+    config: dict[str, Any]
+
+
+class Reader(Link):
+    """The reading half of the bus."""
+
+    async def stream_state(self, stream: str) -> StreamState:
+        """State and configuration of a stream, from its leader; keeps `clock_offset_ms` up to date."""
+        before = self.clock.now()
+        info = await self.api(f"STREAM.INFO.{stream}")
+        after = self.clock.now()
+        state = info["state"]
+        now = rfc3339_ms(info["ts"])
+        self.clock_offset_ms = (before + after) / 2 - now
+        return StreamState(
+            last_sequence=state["last_seq"],
+            first_sequence=state["first_seq"],
+            messages=state["messages"],
+            bytes=state["bytes"],
+            now=now,
+            config=info["config"],
+        )
+
+    async def last(self, stream: str, subject: str) -> StoredMessage | None:
+        """The last message on a subject or wildcard, from the leader; None if there is none."""
+        return await self._get(stream, {"last_by_subj": subject})
+
+    async def at_sequence(self, stream: str, sequence: int) -> StoredMessage | None:
+        """The message stored under `sequence`, from the leader; None if it is gone."""
+        return await self._get(stream, {"seq": sequence})
+
+    async def next_on(self, stream: str, subject: str, sequence: int) -> StoredMessage | None:
+        """The first message on `subject` (wildcards allowed) from `sequence` on, from the leader."""
+        return await self._get(stream, {"seq": sequence, "next_by_subj": subject})
+
+    async def _get(self, stream: str, query: dict[str, Any]) -> StoredMessage | None:
+        try:
+            answer = await self.api(f"STREAM.MSG.GET.{stream}", query)
+        except NotFound:
+            return None
+        found = answer["message"]
+        headers = parse_headers(base64.b64decode(found["hdrs"])) if "hdrs" in found else {}
+        return StoredMessage(
+            subject=found["subject"],
+            sequence=int(found["seq"]),
+            payload=base64.b64decode(found.get("data", "")),
+            headers=headers,
+            stored_at=rfc3339_ms(found["time"]),
+        )
+
+    async def entry(self, subject: str) -> StoredMessage | None:
+        """The registry entry stored on `subject`, from the leader; None if absent or deleted."""
+        found = await self.last(self.names.registry, subject)
+        return None if found is None or found.headers.get(OPERATION) in DELETED else found
+
+    async def multi_last(self, stream: str, subjects: Sequence[str]) -> dict[str, StoredMessage]:
+        """The last message of each subject (wildcards allowed), by subject; at most 1,024 come back.
+
+        Reads as of now or later: if the answering replica had not reached the stream's last sequence, the
+        leader is asked for each subject; if it leaves out a plain subject, the leader is asked for that one.
+        """
+        if not subjects:
+            return {}
+        behind = (await self.stream_state(stream)).last_sequence
+        found, up_to = await self._direct(stream, {"multi_last": list(subjects)})
+        if up_to >= behind:
+            return {message.subject: message for message in found}
+        plain = [subject for subject in subjects if not _is_wildcard(subject)]
+        answers = await asyncio.gather(*(self.last(stream, subject) for subject in plain))
+        fresh = {message.subject: message for message in found}
+        for subject, answer in zip(plain, answers, strict=True):
+            fresh.pop(subject, None)
+            if answer is not None:
+                fresh[subject] = answer
+        return fresh
+
+    async def entries(self, filters: Sequence[str]) -> dict[str, StoredMessage]:
+        """`multi_last` of the registry, without deleted keys, in as many requests as it takes."""
+        found: dict[str, StoredMessage] = {}
+        for start in range(0, len(filters), MAX_MULTI):
+            found |= await self.multi_last(self.names.registry, filters[start : start + MAX_MULTI])
+        return {key: entry for key, entry in found.items() if entry.headers.get(OPERATION) not in DELETED}
+
+    async def _direct(self, stream: str, query: dict[str, Any]) -> tuple[list[StoredMessage], int]:
+        """A batched direct get (ADR-31): the messages, and the sequence up to which the replica had read."""
+        found: list[StoredMessage] = []
+        async with self.replies() as (inbox, queue):
+            await self.post(f"$JS.API.DIRECT.GET.{stream}", json.dumps(query).encode(), reply=inbox)
+            while True:
+                try:
+                    async with asyncio.timeout(REQUEST_SECONDS):
+                        msg = await queue.get()
+                except TimeoutError:
+                    raise TryAgain(408, 0, f"a read of {stream} was not answered") from None
+                headers = msg.headers or {}
+                match headers.get("Status"):
+                    case None:
+                        found.append(
+                            StoredMessage(
+                                subject=headers["Nats-Subject"],
+                                sequence=int(headers["Nats-Sequence"]),
+                                payload=msg.data,
+                                headers=headers,
+                                stored_at=rfc3339_ms(headers["Nats-Time-Stamp"]),
+                            )
+                        )
+                    case "204":
+                        return found, int(
+                            headers.get("Nats-UpTo-Sequence", headers.get("Nats-Last-Sequence", 0))
+                        )
+                    case "404":
+                        return found, int(headers.get("Nats-UpTo-Sequence", 0))
+                    case status:
+                        raise TryAgain(
+                            int(status or 0), 0, f"{stream}: {headers.get('Description', 'refused')}"
+                        )
+
+    async def history(self, stream: str, subject: str) -> list[StoredMessage]:
+        """All messages on one subject, oldest first, as its leader has them; two or three requests.
+
+        The leader names the last message, a replica gives the bulk, and what the replica lacks is walked on the leader.
+        """
+        last = await self.last(stream, subject)
+        if last is None:
+            return []
+        found: list[StoredMessage] = []
+        try:
+            bulk, _ = await self._direct(stream, {"seq": 1, "next_by_subj": subject, "batch": MAX_MULTI})
+            found = [message for message in bulk if message.sequence <= last.sequence]
+        except TryAgain:
+            pass  # the leader has it all, one request a message
+        while not found or found[-1].sequence < last.sequence:
+            start = found[-1].sequence + 1 if found else 1
+            following = await self.next_on(stream, subject, start)
+            if following is None:
+                break
+            found.append(following)
+        return found
+
+    async def pages(
+        self, stream: str, subject: str, *, start: int = 1, most: int, page: int = 256
+    ) -> AsyncIterator[StoredMessage]:
+        """Up to `most` messages on `subject` (wildcards allowed) from sequence `start` on, oldest first."""
+        left = most
+        while left > 0:
+            query = {"seq": start, "next_by_subj": subject, "batch": min(page, left)}
+            found, _ = await self._direct(stream, query)
+            for message in found:
+                yield message
+            if len(found) < min(page, left):
+                return
+            left -= len(found)
+            start = found[-1].sequence + 1
+
+    async def subjects(self, stream: str, filter: str) -> list[str]:
+        """The names of all subjects in `stream` that match, in pages of 100,000, from the leader."""
+        names: list[str] = []
+        while True:
+            body = {"subjects_filter": filter, "offset": len(names)}
+            info = await self.api(f"STREAM.INFO.{stream}", body, timeout=30)
+            page = info["state"].get("subjects") or {}
+            names += page
+            if len(page) < _NAMES_PAGE or not page:
+                return names
+
+    async def count(self, stream: str, filter: str) -> int:
+        """How many messages match `filter`, one request a 100,000 subjects."""
+        total = offset = 0
+        while True:
+            body = {"subjects_filter": filter, "offset": offset}
+            info = await self.api(f"STREAM.INFO.{stream}", body, timeout=30)
+            page = info["state"].get("subjects") or {}
+            total += sum(page.values())
+            offset += len(page)
+            if len(page) < _NAMES_PAGE:
+                return total
+
+
+def _is_wildcard(subject: str) -> bool:
+    tokens = subject.split(".")
+    return "*" in tokens or tokens[-1] == ">"
+
+
+def parse_headers(raw: bytes) -> Headers:
+    """The headers of a stored message."""
+    lines = raw.decode("utf-8", "replace").split("\r\n")[1:]
+    return {
+        name.strip(): value.strip()
+        for name, _, value in (line.partition(":") for line in lines)
+        if name.strip()
+    }
+
+
+def rfc3339_ms(text: str) -> int:
+    """Epoch milliseconds of the server's time stamps, which have up to nine decimals."""
+    body = text.rstrip("Z")
+    whole, _, fraction = body.partition(".")
+    moment = dt.datetime.fromisoformat(whole).replace(tzinfo=dt.UTC)
+    return int(moment.timestamp()) * 1000 + int((fraction + "000")[:3])

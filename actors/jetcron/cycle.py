@@ -1,0 +1,251 @@
+"""The cycle of a schedule, decided purely: which occurrences run, which do not, which tick comes next.
+
+Owns PROTOCOL's rules for arming, turning and repairing a chain of ticks. Never reads a clock, a server or a
+registry: callers bring `now` and what they read, and carry the decision out. Times are epoch milliseconds.
+"""
+
+from dataclasses import dataclass
+
+from jetcron.cron import CronExpression, Window, parse
+from jetcron_protocol.ids import code_run_id, schedule_run_id, spread
+from jetcron_protocol.messages import Gap, Past, Run, Schedule, Tick
+
+MAX_CATCH_UP = 1000
+"""Most occurrences `catch_up="all"` runs after an outage: the newest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A schedule as the registry holds it; its revision is the sequence it is stored under."""
+
+    schedule: Schedule
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Nothing:
+    """There is nothing to do for this tick: acknowledge it."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rearm:
+    """The registry was restored to an older entry: its chain starts anew with this tick."""
+
+    tick: Tick
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn of the chain: `gap` is appended first, then `runs` and `next` are stored, all or nothing.
+
+    `ended`: the revision in force has no further occurrence.
+    """
+
+    runs: tuple[Run, ...]
+    next: Tick | None
+    gap: Gap | None = None
+    ended: bool = False
+
+
+Decision = Nothing | Rearm | Turn
+
+
+def next_occurrence(schedule: Schedule, after: int) -> int | None:
+    """The first occurrence later than `after`, within the schedule's `start` and `end`; None if there is none."""
+    if schedule.start is not None:
+        after = max(after, schedule.start - 1)
+    if schedule.at is not None:
+        found: int | None = schedule.at if schedule.at > after else None
+    elif schedule.every is not None:
+        found = (after // schedule.every + 1) * schedule.every
+    else:
+        found = _expression(schedule).next_after(after)
+    if found is not None and schedule.end is not None and found > schedule.end:
+        return None
+    return found
+
+
+def occurrences(schedule: Schedule, after: int, until: int, newest: int) -> Window:
+    """How many occurrences lie in (`after`, `until`], and the `newest` of them; cheap over years."""
+    if schedule.start is not None:
+        after = max(after, schedule.start - 1)
+    if schedule.end is not None:
+        until = min(until, schedule.end)
+    if until <= after:
+        return Window(0, ())
+    if schedule.at is not None:
+        inside = after < schedule.at <= until
+        return Window(int(inside), (schedule.at,) if inside and newest else ())
+    if schedule.every is not None:
+        every = schedule.every
+        count = until // every - after // every
+        last = until // every
+        return Window(count, tuple(n * every for n in range(last - min(count, newest) + 1, last + 1)))
+    return _expression(schedule).window(after, until, newest)
+
+
+def _expression(schedule: Schedule) -> CronExpression:
+    return parse(schedule.cron or "", timezone=schedule.timezone, dst=schedule.dst, seed=schedule.id)
+
+
+def make_run(schedule: Schedule, at: int) -> Run:
+    """The run of one occurrence: the same whoever makes it, from whichever revision."""
+    if schedule.origin == "code":
+        run = code_run_id(schedule.function, at)
+    else:
+        run = schedule_run_id(schedule.function, schedule.id, at)
+    return Run(
+        run=run,
+        function=schedule.function,
+        trigger="cron",
+        schedule=schedule.id,
+        scheduled_at=at,
+        fire_at=at + spread(schedule.id, at, schedule.jitter),
+        payload=schedule.payload,
+    )
+
+
+def is_late(tick: Tick, now: int, late_after: int) -> bool:
+    """Whether the tick is turned so long after its time that the catch-up policy decides."""
+    return now - tick.at > late_after
+
+
+def decide_turn(
+    tick: Tick, current: Entry | None, past: Past | None, *, now: int, late_after: int, later_stands: bool
+) -> Decision:
+    """What a released tick leads to.
+
+    `current` is the registry's entry and `past` the tick's own revision when it was replaced, both as the
+    leader has them. `later_stands` (asked only of a late tick): a later tick of the same revision is held or due.
+    """
+    if current is None:
+        return Nothing("its schedule does not exist")
+    if current.revision < tick.revision:
+        return _restored(tick, current)
+    if current.revision == tick.revision:
+        schedule, end = current.schedule, None
+    elif past is not None:
+        schedule, end = past.schedule, past.end
+    else:
+        return Nothing("its revision was replaced and is no longer kept")
+    if schedule.state != "active":
+        return Nothing(f"its schedule is {schedule.state}")
+    if end is not None and tick.at > end:
+        return Nothing("a newer revision governs its time")
+    if not is_late(tick, now, late_after):
+        return _turn(schedule, tick, end, runs=(tick.at,), after=tick.at)
+    if later_stands:
+        return Nothing("its chain has gone on")
+    return _catch_up(schedule, tick, end, now)
+
+
+def _restored(tick: Tick, current: Entry) -> Decision:
+    schedule = current.schedule
+    if schedule.state != "active":
+        return Nothing(f"its schedule is {schedule.state}")
+    at = next_occurrence(schedule, max(tick.at - 1, schedule.armed_from))
+    if at is None:
+        return Nothing("its schedule has no further occurrence")
+    return Rearm(Tick(schedule=tick.schedule, revision=current.revision, at=at))
+
+
+def _turn(
+    schedule: Schedule,
+    tick: Tick,
+    end: int | None,
+    *,
+    runs: tuple[int, ...],
+    after: int,
+    gap: Gap | None = None,
+) -> Turn:
+    following = next_occurrence(schedule, after)
+    held = None
+    if following is not None and (end is None or following <= end):
+        held = Tick(schedule=tick.schedule, revision=tick.revision, at=following)
+    return Turn(
+        runs=tuple(make_run(schedule, at) for at in runs),
+        next=held,
+        gap=gap,
+        ended=following is None and end is None,
+    )
+
+
+def _catch_up(schedule: Schedule, tick: Tick, end: int | None, now: int) -> Turn:
+    """All occurrences from this one to now are one group; those that do not run are one gap."""
+    until = now if end is None else min(now, end)
+    wanted = {"latest": 1, "all": MAX_CATCH_UP, "skip": 0}[schedule.catch_up]
+    group = occurrences(schedule, tick.at - 1, until, wanted)
+    gap = None
+    left = group.count - len(group.newest)
+    if left:
+        last = group.newest[0] - 1 if group.newest else until
+        gap = Gap(
+            schedule=tick.schedule,
+            start=tick.at,
+            to=last,
+            count=left,
+            reason="too_many" if schedule.catch_up == "all" else "catch_up",
+        )
+    return _turn(schedule, tick, end, runs=group.newest, after=max(now, tick.at), gap=gap)
+
+
+def successor_armed_from(previous: Schedule | None, *, stored_at: int, now: int, settle: int) -> int:
+    """From when a new revision governs.
+
+    A new schedule: from the time its command was stored. A successor: `settle` (lead + 500 ms) later than that
+    and than now, for until then ticks of the old one may be out; never before its predecessor.
+    """
+    if previous is None:
+        return stored_at
+    return max(max(stored_at, now) + settle, previous.armed_from)
+
+
+def first_tick(entry: Entry) -> Tick | None:
+    """The tick that starts a revision's chain; None when it is not active or never fires.
+
+    An `at` in the past is due at once.
+    """
+    schedule = entry.schedule
+    if schedule.state != "active":
+        return None
+    at = schedule.at if schedule.at is not None else next_occurrence(schedule, schedule.armed_from)
+    return None if at is None else Tick(schedule=schedule.id, revision=entry.revision, at=at)
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """How a broken chain goes on: `gap` for what lies too far back to be known, then `tick`."""
+
+    tick: Tick
+    gap: Gap | None = None
+
+
+def repair(entry: Entry, *, healthy_at: int, horizon: int) -> Repair | None:
+    """Restart an active schedule that has no tick.
+
+    From `healthy_at`, when its group was last found whole, but no further back than `horizon`, before which
+    finished journals are gone and nobody can tell what ran. None: nothing is due any more.
+    """
+    schedule = entry.schedule
+    if schedule.state != "active":
+        return None
+    since = max(healthy_at, schedule.armed_from)
+    start = max(since, horizon)
+    at = next_occurrence(schedule, start)
+    gap = None
+    if start > since:
+        unknown = occurrences(schedule, since, start, 0)
+        if unknown.count:
+            first = next_occurrence(schedule, since)
+            gap = Gap(
+                schedule=schedule.id,
+                start=first if first is not None else since,
+                to=start,
+                count=unknown.count,
+                reason="unknown_history",
+            )
+    if at is None:
+        return None
+    return Repair(Tick(schedule=schedule.id, revision=entry.revision, at=at), gap)

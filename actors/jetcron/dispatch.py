@@ -1,0 +1,132 @@
+"""Protocol messages as what is published: subject, headers and body of each, in one place.
+
+Owns which header and which message id goes with which message. Nothing is published here.
+"""
+
+from dataclasses import replace
+
+from jetcron.bus import TTL, Delivery, Outgoing, hold, with_id
+from jetcron_protocol.codec import EVENT_HEADER, encode
+from jetcron_protocol.ids import digest, gap_token, ulid
+from jetcron_protocol.messages import DeadLetter, Event, Gap, Run, SyncCommand, Tick
+from jetcron_protocol.subjects import Names
+
+MAX_BODY = 64 * 1024
+"""How much of a body a dead letter carries, in bytes."""
+SYSTEM_EVENTS = "jetcron."
+"""Events whose names begin so are Jetcron's own; a run started by one emits none."""
+FUNCTION_FAILED = "jetcron.function.failed"
+
+
+def held_tick(names: Names, tick: Tick, lead: int) -> Outgoing:
+    """A tick the server releases `lead` ms before its time."""
+    return hold(
+        names.tick_held(tick.schedule, tick.revision, tick.at),
+        names.tick_due(tick.schedule, tick.revision, tick.at),
+        tick.at - lead,
+        encode(tick),
+    )
+
+
+def new_run(names: Names, run: Run, *, now: int, lead: int) -> Outgoing:
+    """A run at turn 0: ready if it is due within `lead` ms, else held until then. Carries its id."""
+    if run.fire_at - now > lead:
+        return hold(
+            names.run_later(run.function, run.run, run.turn),
+            names.run_ready(run.function),
+            run.fire_at - lead,
+            encode(run),
+            with_id(run.run),
+        )
+    return Outgoing(names.run_ready(run.function), encode(run), with_id(run.run))
+
+
+def next_turn(names: Names, run: Run, *, turn: int, fire_at: int, lead: int) -> Outgoing:
+    """The same run, one turn later, held until `fire_at` (released `lead` ms before)."""
+    following = replace(run, turn=turn, fire_at=fire_at)
+    return hold(
+        names.run_later(run.function, run.run, turn),
+        names.run_ready(run.function),
+        fire_at - lead,
+        encode(following),
+    )
+
+
+def event_id(event: Event) -> dict[str, str]:
+    """The headers of one of our own events: its kind and its message id."""
+    return {EVENT_HEADER: "1", **with_id(f"{event.name}:{event.id}")}
+
+
+def event(names: Names, event_: Event) -> Outgoing:
+    """An event as the SDK publishes it."""
+    return Outgoing(names.event(event_.name), encode(event_), event_id(event_))
+
+
+def held_event(names: Names, event_: Event, lead: int) -> Outgoing:
+    """A future event the server releases `lead` ms before its time."""
+    at = event_.at if event_.at is not None else event_.ts
+    return hold(
+        names.later_held(event_.name, event_.id),
+        names.later_due(event_.name),
+        at - lead,
+        encode(event_),
+        {EVENT_HEADER: "1"},
+    )
+
+
+def command(names: Names, command_: SyncCommand) -> Outgoing:
+    """An order to cron-sync."""
+    return Outgoing(names.sync(command_.app), encode(command_))
+
+
+def ended(app: str, tick: Tick) -> SyncCommand:
+    """Tells cron-sync that this revision fired for the last time; the same for the same tick."""
+    id = ulid(tick.at, digest("ended", tick.schedule, tick.revision))
+    return SyncCommand(id=id, command="ended", app=app, items=[tick.schedule], revision=tick.revision)
+
+
+def gap(names: Names, gap_: Gap, function: str, keep: int) -> Outgoing:
+    """A gap's journal entry: the same subject for the same start, kept `keep` seconds."""
+    subject = names.journal_of(function, gap_token(gap_.schedule, gap_.start))
+    return Outgoing(subject, encode(gap_), {TTL: f"{keep}s"})
+
+
+def undecodable(names: Names, delivery: Delivery, letter: str, reason: str, now: int) -> Outgoing:
+    """A dead letter for a message nobody can read: its raw bytes survive, up to `MAX_BODY`."""
+    return Outgoing(
+        names.dead_letter(letter, delivery.stream, str(delivery.sequence)),
+        encode(
+            DeadLetter(
+                letter=letter,  # type: ignore[arg-type]
+                reason=reason,
+                at=now,
+                subject=delivery.subject,
+                stream=delivery.stream,
+                sequence=delivery.sequence,
+                size=len(delivery.payload),
+                body=delivery.payload[:MAX_BODY],
+                headers=delivery.headers,
+            )
+        ),
+    )
+
+
+def failed_run(names: Names, run: Run, delivery: Delivery, reason: str, now: int) -> Outgoing:
+    """A dead letter for a run that failed for good: one subject a run, so that repeating replaces it."""
+    return Outgoing(
+        names.dead_letter("failed", *run.function.split(".", 1), run.run),
+        encode(
+            DeadLetter(
+                letter="failed",
+                reason=reason,
+                at=now,
+                subject=delivery.subject,
+                stream=delivery.stream,
+                sequence=delivery.sequence,
+                size=len(delivery.payload),
+                body=delivery.payload[:MAX_BODY],
+                function=run.function,
+                run=run.run,
+            )
+        ),
+    )

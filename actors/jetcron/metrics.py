@@ -1,0 +1,68 @@
+"""What a process counts, for /metrics: one object a process, every name spelled once.
+
+Labels are functions, outcomes and causes, never runs or schedules: nothing here grows with either.
+"""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_LATENESS = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30, 60, 300)
+_SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 1800, 3600)
+
+
+class Metrics:
+    """Counters of one process, in a registry of its own."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+        self.ticks = Counter(
+            "jetcron_ticks_turned", "Ticks turned into runs and next ticks", registry=registry
+        )
+        self.missed = Counter(
+            "jetcron_occurrences_missed",
+            "Occurrences written to the ledger instead of run",
+            registry=registry,
+        )
+        self.events = Counter("jetcron_events_routed", "Events looked at", registry=registry)
+        self.event_runs = Counter("jetcron_event_runs", "Runs started by events", registry=registry)
+        self.commands = Counter(
+            "jetcron_sync_commands", "Sync commands by outcome", ["command", "outcome"], registry=registry
+        )
+        self.started = Counter("jetcron_runs_started", "Attempts started", ["function"], registry=registry)
+        self.ended = Counter(
+            "jetcron_runs_ended", "Attempts ended, by outcome", ["function", "outcome"], registry=registry
+        )
+        self.lost = Counter(
+            "jetcron_runs_lost", "Runs given up because their lease was lost", registry=registry
+        )
+        self.running = Gauge("jetcron_runs_running", "Runs executing now", registry=registry)
+        self.holding = Gauge(
+            "jetcron_runs_holding", "Runs waiting for their time in this process", registry=registry
+        )
+        self.lateness = Histogram(
+            "jetcron_run_lateness_seconds",
+            "Start of user code minus fire time",
+            buckets=_LATENESS,
+            registry=registry,
+        )
+        self.duration = Histogram(
+            "jetcron_run_duration_seconds",
+            "Duration of an attempt",
+            ["function"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.dead = Counter("jetcron_dead_letters", "Dead letters written", ["kind"], registry=registry)
+        self.repairs = Counter("jetcron_repairs", "Cycles repaired, by cause", ["cause"], registry=registry)
+        self.sweeps = Counter("jetcron_sweeps", "Sweeps finished", registry=registry)
+        self.sweep_seconds = Histogram("jetcron_sweep_seconds", "Duration of a sweep", registry=registry)
+        self.schedules = Gauge(
+            "jetcron_schedules", "Schedules seen by the last sweep", ["group"], registry=registry
+        )
+        self.handed_back = Counter(
+            "jetcron_messages_handed_back",
+            "Messages handed back because storage did not answer",
+            registry=registry,
+        )
+        self.clock_offset = Gauge(
+            "jetcron_clock_offset_seconds", "This machine's clock minus the server's", registry=registry
+        )
