@@ -115,6 +115,24 @@ def test_rare_days(expression: str, expected: list[str]) -> None:
     assert days(expression, len(expected), "2024-03-01") == expected
 
 
+@pytest.mark.parametrize(
+    ("weekdays", "expected"),
+    [
+        ("1-7/2", "0135"),
+        ("7/2", "0246"),
+        ("0-7", "0123456"),
+        ("7-7", "0"),
+        ("*/7", "0"),
+        ("6-7", "06"),
+        ("5-2/2", "025"),
+    ],
+)
+def test_sunday_is_0_and_7(weekdays: str, expected: str) -> None:
+    week = fire_times(f"0 0 * * {weekdays}", after=MONDAY, count=len(expected))
+    assert week[-1] <= MONDAY + timedelta(days=7)
+    assert "".join(sorted(str(day.isoweekday() % 7) for day in week)) == expected
+
+
 # Refusals
 
 

@@ -56,7 +56,7 @@ def _zones() -> list[list[str]]:
 
 
 def _sample(zone: ZoneInfo) -> list[datetime]:
-    """The first and the last of each kind of change (how much, when in the day): four, the rarest first."""
+    """The first and the last of each kind of change (how much, when in the day): three, the rarest first."""
     kinds: dict[tuple[timedelta, str], list[datetime]] = defaultdict(list)
     for change in changes(zone, FIRST_YEAR, LAST_YEAR):
         before = (change - timedelta(minutes=1)).astimezone(zone)
@@ -64,7 +64,7 @@ def _sample(zone: ZoneInfo) -> list[datetime]:
         jump = after.replace(tzinfo=None) - before.replace(tzinfo=None)
         kinds[jump, f"{before:%H:%M}"].append(change)
     rarest_first = sorted(kinds.values(), key=len)
-    return [change for times in rarest_first for change in dict.fromkeys((times[0], times[-1]))][:4]
+    return [change for times in rarest_first for change in dict.fromkeys((times[0], times[-1]))][:3]
 
 
 def _ms(instant: datetime) -> int:
