@@ -388,8 +388,8 @@ def _second_parameter(full: str, handler: Any) -> inspect.Parameter | None:
         if (p.kind is p.KEYWORD_ONLY or p in positional[2:]) and p.default is p.empty
     ]
     if not positional or needless:
-        shown = ", ".join(str(p.replace(annotation=p.empty)) for p in parameters)
-        raise ConfigurationError(f"{full}: it takes ({shown}); {wanted}")
+        shown = inspect.Signature([p.replace(annotation=p.empty) for p in parameters])
+        raise ConfigurationError(f"{full}: it takes {shown}; {wanted}")
     return positional[1] if len(positional) > 1 else None
 
 

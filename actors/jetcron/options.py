@@ -126,7 +126,7 @@ def check_timezone(where: str, name: object) -> str:
     """`name` if it is an IANA time zone."""
     if isinstance(name, str) and _is_zone(name):
         return name
-    near = suggestion(name, available_timezones())
+    near = suggestion(name, available_timezones(), cutoff=0.8)
     raise ConfigurationError(
         f"{where}: timezone={name!r}; allowed are IANA time zones, such as 'UTC' or 'Europe/Prague'{near}"
     )

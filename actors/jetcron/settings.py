@@ -161,8 +161,8 @@ class Settings(BaseSettings):
             if getattr(self, less) * times > getattr(self, more):
                 factor = f"{times} times " if times > 1 else ""
                 raise ValueError(
-                    f"{variable_of(less)}={getattr(self, less):g} and "
-                    f"{variable_of(more)}={getattr(self, more):g}; "
+                    f"{variable_of(less)}={getattr(self, less):.15g} and "
+                    f"{variable_of(more)}={getattr(self, more):.15g}; "
                     f"allowed is a {variable_of(more)} of at least {factor}{variable_of(less)}"
                 )
         return self
@@ -264,7 +264,7 @@ def _shown(name: str, value: object) -> str:
         return ""
     if name == "nats_url":
         return _masked(str(value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:.15g}" if isinstance(value, float) else str(value)
 
 
 def _masked(urls: str) -> str:
@@ -329,4 +329,4 @@ def _allowed(field: FieldInfo) -> str:
         return ", ".join(str(choice) for choice in get_args(field.annotation))
     kind = "whole numbers" if field.annotation is int else "numbers" if field.annotation is float else "texts"
     bounds = {bound: getattr(m, bound) for m in field.metadata for bound in ("ge", "le") if hasattr(m, bound)}
-    return f"{kind} from {bounds['ge']:g} to {bounds['le']:g}" if len(bounds) == 2 else kind
+    return f"{kind} from {bounds['ge']:.15g} to {bounds['le']:.15g}" if len(bounds) == 2 else kind
