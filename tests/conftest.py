@@ -4,10 +4,15 @@ import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import pytest_asyncio
 
 from tests.support.nats_server import NatsServer
+
+# No deadline for an example: on a busy machine it fails tests that are right.
+hypothesis.settings.register_profile("jetcron", deadline=None)
+hypothesis.settings.load_profile("jetcron")
 
 
 @pytest_asyncio.fixture

@@ -1,28 +1,35 @@
 """Bytes to message and back: msgpack on the wire, JSON accepted for events from outside.
 
 Decoding raises `DecodeError` and nothing else; whoever catches it keeps the raw bytes. Encoding raises
-`EncodeError`, naming the type that cannot travel.
+`EncodeError`, naming the type that cannot travel. What can be encoded can be decoded.
+
+Reading is lenient where other languages differ (a whole float or a string of digits is an int) and strict
+in what it promises: every decoded name is fit for a subject, every time for a datetime, every int for
+64 bits.
 """
 
 import dataclasses
 import datetime as dt
 import json
+from collections.abc import Callable
 from decimal import Decimal
 from enum import Enum
-from functools import lru_cache
-from typing import Any, TypeVar
+from itertools import chain
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
 import msgpack
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from jetcron_protocol.messages import VERSION, Event
-from jetcron_protocol.subjects import InvalidName, check_event_name
+from jetcron_protocol.messages import MAX_TIME, VERSION, Event
+from jetcron_protocol.subjects import InvalidName, check_event_name, check_id
 
 M = TypeVar("M")
 
 MAX_BYTES = 64 * 1024 * 1024
-"""Nothing longer is decoded."""
+"""Nothing longer is encoded or decoded."""
+MAX_DEPTH = 200
+"""Event data nested deeper is refused: it could be read, but not be packed again inside a run."""
 
 
 class DecodeError(ValueError):
@@ -37,9 +44,12 @@ def plain(value: object) -> Any:
     """What msgpack cannot carry itself, as something it can; `EncodeError` for the rest.
 
     pydantic models and dataclasses become maps; dates, times, `Decimal` and `UUID` their usual strings;
-    a `timedelta` its seconds; an enum its value; tuples lists. Sets have no order and are refused.
+    a `timedelta` its seconds; an enum its value; tuples lists (as keys of a map they stay tuples). Sets
+    have no order and are refused.
     """
     match value:
+        case int():  # msgpack asks here for what it cannot carry itself
+            raise EncodeError("an int beyond 64 bits cannot be stored; send it as a string")
         case BaseModel():
             return value.model_dump()
         case dt.datetime() | dt.date() | dt.time():
@@ -54,21 +64,25 @@ def plain(value: object) -> Any:
         return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
     kind = type(value)
     raise EncodeError(
-        f"a value of type {kind.__module__}.{kind.__qualname__} cannot be stored; use None, bool, int, float, "
-        "str, bytes, list, dict, a dataclass, a pydantic model, datetime, Decimal, UUID or an enum"
+        f"a value of type {kind.__module__}.{kind.__qualname__} cannot be stored; use None, bool, int, "
+        "float, str, bytes, list, dict, a dataclass, a pydantic model, datetime, Decimal, UUID or an enum"
     )
 
 
 def pack(value: object) -> bytes:
     """`value` as msgpack; raises `EncodeError`."""
+    return _pack(value, plain)
+
+
+def _pack(value: object, default: Callable[[object], Any]) -> bytes:
     try:
-        packed: bytes = msgpack.packb(value, default=plain)
+        packed: bytes = msgpack.packb(value, default=default)
     except EncodeError:
         raise
-    except OverflowError:
-        raise EncodeError("an int beyond 64 bits cannot be stored; send it as a string") from None
-    except (ValueError, TypeError, RecursionError) as error:
-        raise EncodeError(f"this value cannot be stored: {error}") from None
+    except Exception as error:  # noqa: BLE001 - `default` reads users' objects, whose properties may raise
+        raise EncodeError(f"this value cannot be stored: {str(error) or type(error).__name__}") from None
+    if len(packed) > MAX_BYTES:
+        raise EncodeError(f"this value takes {len(packed)} bytes; at most {MAX_BYTES} can be stored")
     return packed
 
 
@@ -76,17 +90,43 @@ def unpack(raw: bytes) -> Any:
     """The value in msgpack bytes; raises `DecodeError`."""
     try:
         return msgpack.unpackb(raw, strict_map_key=False)
+    except TypeError:  # unhashable: a tuple was the key of a map
+        return _unpack_keyed(raw)
     except Exception as error:  # noqa: BLE001 - msgpack raises a dozen kinds for hostile bytes
         raise DecodeError(f"not msgpack: {str(error) or type(error).__name__}") from None
 
 
-@lru_cache(maxsize=64)
-def _names(kind: type) -> tuple[str, ...]:
-    return tuple(f.name for f in dataclasses.fields(kind))
+def _unpack_keyed(raw: bytes) -> Any:
+    """As `unpack`, several times slower: lists and maps that are keys of maps become tuples."""
+    try:
+        return msgpack.unpackb(
+            raw,
+            strict_map_key=False,
+            object_pairs_hook=lambda pairs: {_hashable(key): value for key, value in pairs},
+        )
+    except Exception as error:  # noqa: BLE001 - as above
+        raise DecodeError(f"not msgpack: {str(error) or type(error).__name__}") from None
+
+
+def _hashable(key: Any) -> Any:
+    match key:
+        case list():
+            return tuple(_hashable(item) for item in key)
+        case dict():
+            return tuple((name, _hashable(value)) for name, value in key.items())
+    return key
+
+
+_names: dict[type, tuple[str, ...]] = {}
+_adapters: dict[type, TypeAdapter[Any]] = {}
 
 
 def _fields(message: Any) -> dict[str, Any]:
-    return {name: value for name in _names(type(message)) if (value := getattr(message, name)) is not None}
+    kind = type(message)
+    names = _names.get(kind)
+    if names is None:
+        names = _names[kind] = tuple(f.name for f in dataclasses.fields(kind))
+    return {name: value for name in names if (value := getattr(message, name)) is not None}
 
 
 def _nested(value: object) -> Any:
@@ -98,21 +138,7 @@ def _nested(value: object) -> Any:
 
 def encode(message: Any) -> bytes:
     """A message as msgpack, with its version; raises `EncodeError`."""
-    body = {"v": VERSION, **_fields(message)}
-    try:
-        packed: bytes = msgpack.packb(body, default=_nested)
-    except EncodeError:
-        raise
-    except OverflowError:
-        raise EncodeError("an int beyond 64 bits cannot be stored; send it as a string") from None
-    except (ValueError, TypeError, RecursionError) as error:
-        raise EncodeError(f"this value cannot be stored: {error}") from None
-    return packed
-
-
-@lru_cache(maxsize=64)
-def _adapter(kind: type[M]) -> TypeAdapter[M]:
-    return TypeAdapter(kind)
+    return _pack({"v": VERSION, **_fields(message)}, _nested)
 
 
 def decode(kind: type[M], raw: bytes) -> M:
@@ -130,8 +156,11 @@ def decode(kind: type[M], raw: bytes) -> M:
         raise DecodeError(
             f"{name}: version {version} is newer than {VERSION}, the newest this program reads; update it"
         )
+    adapter = _adapters.get(kind)
+    if adapter is None:
+        adapter = _adapters[kind] = TypeAdapter(kind)
     try:
-        return _adapter(kind).validate_python(body)
+        return cast(M, adapter.validator.validate_python(body))
     except ValidationError as error:
         raise DecodeError(f"{name}: {_first(error)}") from None
     except Exception as error:  # noqa: BLE001 - whatever hostile content provokes is one kind of error
@@ -141,7 +170,7 @@ def decode(kind: type[M], raw: bytes) -> M:
 def _first(error: ValidationError) -> str:
     problems = error.errors(include_url=False, include_context=False)
     shown = "; ".join(
-        f"{'.'.join(str(part) for part in problem['loc']) or 'body'}: {problem['msg']}"
+        f"{'.'.join(str(part)[:80] for part in problem['loc']) or 'body'}: {problem['msg']}"
         for problem in problems[:3]
     )
     return shown + (f" (and {len(problems) - 3} more)" if len(problems) > 3 else "")
@@ -157,27 +186,35 @@ _MSG_ID = "Nats-Msg-Id"
 def decode_event(name: str, raw: bytes, headers: dict[str, str], *, sequence: int, stored_at: int) -> Event:
     """The event published on the subject of `name`, by us or by anyone; raises `DecodeError`.
 
-    A bare event takes its id from ``Nats-Msg-Id`` (a leading ``<name>:`` taken off) or else from `sequence`;
-    its time is `stored_at` (epoch ms). An id given by `sequence` is a ULID form of neither: its run has the
-    stored time, which makes such runs sort.
+    A bare event takes its id from ``Nats-Msg-Id`` (a leading ``<name>:`` taken off) or else from `sequence`,
+    which a redelivery finds again; its time is `stored_at` (epoch ms). Its runs have the stored time when the
+    id is the sequence: see `ids.event_run_id`.
     """
     try:
         check_event_name(name)
     except InvalidName as error:
         raise DecodeError(f"Event: {error}") from None
-    if headers.get(EVENT_HEADER) is not None:
+    if headers.get(EVENT_HEADER) == "1":
         event = decode(Event, raw)
         if event.name != name:
-            raise DecodeError(f"Event: it names itself {event.name!r} but came on the subject of {name!r}")
-        return event
-    data = _bare(raw)
-    given = headers.get(_MSG_ID, "").removeprefix(f"{name}:")
-    at = _at(headers.get(AT_HEADER))
-    return Event(id=given or str(sequence), name=name, data=data, ts=stored_at, at=at)
+            raise DecodeError(
+                f"Event: it names itself {event.name[:80]!r} but came on the subject of {name!r}"
+            )
+        _check_depth(event.data, raw)
+    else:
+        data = _bare(raw)
+        given = headers.get(_MSG_ID, "").removeprefix(f"{name}:")
+        at = _at(headers.get(AT_HEADER))
+        event = Event(id=given or str(sequence), name=name, data=data, ts=stored_at, at=at)
+    try:
+        check_id("the event id", event.id)  # it becomes a token and a header: no control character may pass
+    except InvalidName as error:
+        raise DecodeError(f"Event: {error}") from None
+    return event
 
 
 def _bare(raw: bytes) -> dict[str, Any]:
-    """A map from JSON or msgpack. A JSON map begins with ``{``, which is a number in msgpack: no ambiguity."""
+    """A map from JSON or msgpack. A JSON map begins with ``{``, in msgpack a number: no ambiguity."""
     if len(raw) > MAX_BYTES:
         raise DecodeError(f"Event: {len(raw)} bytes, more than the {MAX_BYTES} that are read")
     if not raw:
@@ -186,24 +223,47 @@ def _bare(raw: bytes) -> dict[str, Any]:
         try:
             data = json.loads(raw)
             msgpack.packb(data)  # what JSON can say and msgpack cannot carry (huge ints) is refused here
-        except (ValueError, RecursionError, OverflowError) as error:
+        except Exception as error:  # noqa: BLE001 - one kind of error, whatever hostile bytes provoke
             raise DecodeError(f"Event: not JSON: {error}") from None
     else:
         data = unpack(raw)
     if not isinstance(data, dict):
         raise DecodeError(f"Event: a JSON or msgpack map was expected, not {type(data).__name__}")
+    _check_depth(data, raw)
     return data
 
 
+_OPENERS = bytes([*b"[{", *range(0x80, 0xA0), *range(0xDC, 0xE0)])
+"""Every byte that can open a list or a map, in JSON or msgpack."""
+_NESTS = (dict, list, tuple)
+
+
+def _check_depth(data: object, raw: bytes) -> None:
+    if len(raw) - len(raw.translate(None, _OPENERS)) <= MAX_DEPTH:
+        return  # too few openers to nest so deep, as nearly always
+    level = [data] if isinstance(data, _NESTS) else []
+    for _ in range(MAX_DEPTH):
+        inner = (chain(item, item.values()) if isinstance(item, dict) else item for item in level)
+        level = [child for children in inner for child in children if isinstance(child, _NESTS)]
+        if not level:
+            return
+    raise DecodeError(f"Event: its data is nested more than {MAX_DEPTH} deep")
+
+
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+_MILLISECOND = dt.timedelta(milliseconds=1)
+
+
 def _at(text: str | None) -> int | None:
+    """Epoch milliseconds of an RFC 3339 time; what lies before 1970 is past either way, and becomes 0."""
     if text is None:
         return None
     try:
         moment = dt.datetime.fromisoformat(text)
     except ValueError:
         raise DecodeError(
-            f"Event: {AT_HEADER} is {text!r}; write RFC 3339, such as 2030-01-31T09:00:00Z"
+            f"Event: {AT_HEADER} is {text[:80]!r}; write RFC 3339, such as 2030-01-31T09:00:00Z"
         ) from None
     if moment.tzinfo is None:
-        raise DecodeError(f"Event: {AT_HEADER} {text!r} has no zone; end it with Z or +02:00")
-    return int(moment.timestamp() * 1000)
+        raise DecodeError(f"Event: {AT_HEADER} {text[:80]!r} has no zone; end it with Z or +02:00")
+    return min(max((moment - _EPOCH) // _MILLISECOND, 0), MAX_TIME)

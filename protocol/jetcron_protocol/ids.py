@@ -72,9 +72,13 @@ def schedule_run_id(function: str, schedule: str, scheduled_at: int) -> str:
     return ulid(scheduled_at, digest("schedule", function, schedule, scheduled_at))
 
 
-def event_run_id(function: str, name: str, event: str) -> str:
-    """The run of a function for an event; its time is the event id's when that is a ULID, else zero."""
-    return ulid(ulid_time(event) or 0, digest("event", function, name, event))
+def event_run_id(function: str, name: str, event: str, *, stored_at: int = 0) -> str:
+    """The run of a function for an event; its time is the event id's when that is a ULID, else zero.
+
+    `stored_at` is the time instead for an event whose id is the sequence under which it was stored, and for
+    no other: an id its sender gave makes a second sending the same run, whenever it is stored.
+    """
+    return ulid(ulid_time(event) or stored_at, digest("event", function, name, event))
 
 
 def child_run_id(parent: str, step: str) -> str:

@@ -2,12 +2,37 @@
 
 Times are epoch milliseconds, durations milliseconds, both whole. A field that is None is not sent; a key
 nobody knows is ignored on arrival. `VERSION` travels as ``v``: a reader refuses what is newer than itself.
+The bounds below are checked on arrival only: whoever decodes a message can build its subjects and its
+datetimes without a second look.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
 
 VERSION = 1
+MIN_TIME = -62_135_596_800_000
+"""Epoch ms of the first moment a datetime can hold, in UTC."""
+MAX_TIME = 253_402_300_799_999
+"""Epoch ms of the last moment a datetime can hold, in UTC."""
+
+Time = Annotated[int, Field(ge=MIN_TIME, le=MAX_TIME)]
+"""Epoch ms."""
+Duration = Annotated[int, Field(ge=0, le=MAX_TIME)]
+"""Milliseconds."""
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+"""A number, a sequence, a revision."""
+Name = Annotated[str, Field(min_length=1, max_length=260)]
+"""What a user named; `subjects.escape` makes it a token, short enough for the server's control line."""
+FunctionId = Annotated[str, Field(pattern=r"(?s)^[^.]+\..", max_length=260)]
+"""``<app>.<function>``."""
+Token = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=64)]
+"""A run's id: part of a subject as it stands."""
+Subject = Annotated[
+    str, Field(pattern=r"^[^\s\x00-\x20\x7f*>.]+(\.[^\s\x00-\x20\x7f*>.]+)*$", max_length=512)
+]
+"""Where an answer is published."""
 
 Trigger = Literal["cron", "event", "manual", "invoke"]
 CatchUp = Literal["latest", "all", "skip"]
@@ -21,11 +46,11 @@ class Event:
     """Something that happened. `at` in the future holds it back until then."""
 
     kind: ClassVar[str] = "event"
-    id: str
+    id: Name
     name: str
     data: Any = None
-    ts: int
-    at: int | None = None
+    ts: Time
+    at: Time | None = None
     user: str | None = None
 
 
@@ -34,9 +59,9 @@ class Tick:
     """One occurrence of one revision of a schedule is due."""
 
     kind: ClassVar[str] = "tick"
-    schedule: str
-    revision: int
-    at: int
+    schedule: Name
+    revision: Count
+    at: Time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,17 +72,17 @@ class Run:
     """
 
     kind: ClassVar[str] = "run"
-    run: str
-    turn: int = 0
-    function: str
+    run: Token
+    turn: Count = 0
+    function: FunctionId
     trigger: Trigger
-    fire_at: int
-    schedule: str | None = None
-    scheduled_at: int | None = None
+    fire_at: Time
+    schedule: Name | None = None
+    scheduled_at: Time | None = None
     event: Event | None = None
     events: list[Event] | None = None
     payload: Any = None
-    parent: str | None = None
+    parent: Token | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,23 +95,23 @@ class Schedule:
     """
 
     kind: ClassVar[str] = "schedule"
-    id: str
-    function: str
+    id: Name
+    function: FunctionId
     origin: Literal["code", "data"] = "code"
     cron: str | None = None
-    every: int | None = None
-    at: int | None = None
+    every: Annotated[int, Field(ge=1, le=MAX_TIME)] | None = None
+    at: Time | None = None
     timezone: str = "UTC"
     dst: Dst = "default"
-    jitter: int = 0
+    jitter: Duration = 0
     catch_up: CatchUp = "latest"
     overlap: Literal["allow"] = "allow"
     state: ScheduleState = "active"
     payload: Any = None
-    start: int | None = None
-    end: int | None = None
-    armed_from: int = 0
-    command: int = 0
+    start: Time | None = None
+    end: Time | None = None
+    armed_from: Time = 0
+    command: Count = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +120,7 @@ class Past:
 
     kind: ClassVar[str] = "past"
     schedule: Schedule
-    end: int
+    end: Time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,18 +142,18 @@ class Function:
     """
 
     kind: ClassVar[str] = "function"
-    id: str
+    id: FunctionId
     cron: list[CronTrigger] = field(default_factory=list)
     on: list[str] = field(default_factory=list)
-    concurrency: int = 0
-    jitter: int = 0
+    concurrency: Count = 0
+    jitter: Duration = 0
     catch_up: CatchUp = "latest"
-    attempts: int = 5
-    timeout: int | None = None
-    keep: int | None = None
+    attempts: Count = 5
+    timeout: Duration | None = None
+    keep: Duration | None = None
     description: str = ""
     state: FunctionState = "active"
-    command: int = 0
+    command: Count = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +162,7 @@ class Replaced:
 
     kind: ClassVar[str] = "replaced"
     hash: str
-    at: int
+    at: Time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,11 +170,11 @@ class AppEntry:
     """A registry entry: the hash of an app's current definitions, and the hashes they replaced."""
 
     kind: ClassVar[str] = "app"
-    app: str
+    app: Name
     hash: str
     functions: list[str] = field(default_factory=list)
     replaced: list[Replaced] = field(default_factory=list)
-    command: int = 0
+    command: Count = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,15 +186,15 @@ class SyncCommand:
     """
 
     kind: ClassVar[str] = "sync"
-    id: str
+    id: Name
     command: Literal["register", "pause", "unpause", "archive", "ended"]
-    app: str
+    app: Name
     functions: list[Function] = field(default_factory=list)
     items: list[str] = field(default_factory=list)
     hash: str | None = None
-    revision: int | None = None
+    revision: Count | None = None
     force: bool = False
-    reply: str | None = None
+    reply: Subject | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,9 +202,9 @@ class SyncReply:
     """What became of a command: revisions and next fire times by schedule id, or why it was refused."""
 
     kind: ClassVar[str] = "sync_reply"
-    id: str
-    revisions: dict[str, int] = field(default_factory=dict)
-    next: dict[str, int] = field(default_factory=dict)
+    id: Name
+    revisions: dict[str, Count] = field(default_factory=dict)
+    next: dict[str, Time] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -200,12 +225,12 @@ class About:
 
     kind: ClassVar[str] = "about"
     trigger: Trigger
-    fire_at: int
-    schedule: str | None = None
-    scheduled_at: int | None = None
+    fire_at: Time
+    schedule: Name | None = None
+    scheduled_at: Time | None = None
     event: str | None = None
     event_id: str | None = None
-    parent: str | None = None
+    parent: Token | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,12 +238,12 @@ class Attempt:
     """One attempt in a folded journal. `started` is when the user's code really began."""
 
     kind: ClassVar[str] = "attempt"
-    turn: int
-    number: int
+    turn: Count
+    number: Count
     executor: str
-    claimed: int
-    started: int | None = None
-    ended: int | None = None
+    claimed: Time
+    started: Time | None = None
+    ended: Time | None = None
     outcome: Literal["completed", "retrying", "failed", "lost", "cancelled"] | None = None
     error: Failure | None = None
 
@@ -230,7 +255,7 @@ class StepResult:
     kind: ClassVar[str] = "step_result"
     id: str
     op: str
-    at: int
+    at: Time
     result: Any = None
 
 
@@ -248,20 +273,20 @@ class JournalEntry:
 
     kind: ClassVar[str] = "journal"
     entry: Literal["claimed", "step", "retrying", "completed", "failed", "cancelled"]
-    turn: int
-    at: int
+    turn: Count
+    at: Time
     executor: str
     nonce: str = ""
-    message: int | None = None
-    attempt: int = 0
-    lost: int = 0
+    message: Count | None = None
+    attempt: Count = 0
+    lost: Count = 0
     about: About | None = None
     step: str | None = None
     op: str | None = None
     result: Any = None
-    started: int | None = None
+    started: Time | None = None
     error: Failure | None = None
-    next_at: int | None = None
+    next_at: Time | None = None
     attempts: list[Attempt] | None = None
     steps: list[StepResult] | None = None
 
@@ -271,10 +296,10 @@ class Gap:
     """Occurrences in [`start`, `to`] that did not run, and why. Where a run exists too, the run counts."""
 
     kind: ClassVar[str] = "gap"
-    schedule: str
-    start: int
-    to: int
-    count: int
+    schedule: Name
+    start: Time
+    to: Time
+    count: Count
     reason: Literal["catch_up", "too_many", "unknown_history"]
 
 
@@ -283,14 +308,14 @@ class ExecutorEntry:
     """A liveness key: `clock` is the executor's own time when it wrote it."""
 
     kind: ClassVar[str] = "executor"
-    app: str
-    executor: str
+    app: Name
+    executor: Name
     host: str
-    pid: int
-    slots: int
-    running: int
-    clock: int
-    started: int
+    pid: Count
+    slots: Count
+    running: Count
+    clock: Time
+    started: Time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -298,9 +323,9 @@ class Sweep:
     """A registry entry: when a group of shards was last found whole, and where its long reads stand."""
 
     kind: ClassVar[str] = "sweep"
-    group: int
-    healthy_at: int
-    cursor: int = 0
+    group: Count
+    healthy_at: Time
+    cursor: Count = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -310,11 +335,11 @@ class DeadLetter:
     kind: ClassVar[str] = "dead"
     letter: Literal["event", "tick", "sync", "run", "failed", "health"]
     reason: str
-    at: int
+    at: Time
     subject: str
     stream: str
-    sequence: int
-    size: int
+    sequence: Count
+    size: Count
     body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
     function: str | None = None

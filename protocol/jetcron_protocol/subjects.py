@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from jetcron_protocol.ids import shard
+from jetcron_protocol.ids import digest, shard
 
 MAX_DURABLE = 255
 """Longest durable consumer name, in characters: the server keeps one folder a consumer."""
@@ -17,7 +17,12 @@ MAX_EVENT_NAME = 200
 MAX_ID = 200
 """Longest id a user may choose, in characters."""
 
+_TOKEN_LIMIT = 255
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+")
+_NAMESPACE = re.compile(r"[a-z0-9_-]{1,64}")
+_COUNT = re.compile(r"0|[1-9][0-9]{0,17}")
+_TIME = re.compile(r"0|-?[1-9][0-9]{0,17}")
+_SHARD = re.compile(r"[0-9a-f]{2}")
 _ESCAPED = re.compile(r"(?:[A-Za-z0-9_-]|=[0-9A-F]{2})+")
 _EVENT_TOKEN = re.compile(r"[^\s*>.\x00-\x20\x7f]+")
 _KEEP = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
@@ -54,6 +59,16 @@ def unescape(token: str) -> str:
     if escape(text) != token:
         raise InvalidName(f"{token!r} is not how a name is escaped: it would be {escape(text)!r}")
     return text
+
+
+def _bounded(text: str) -> str:
+    """One token for any string, the empty one too, for subjects nobody parses: a long one is digested.
+
+    A server closes the connection of whoever sends a subject beyond its control line (4 KiB). ``==`` stands
+    in no escaped token, so the two forms cannot meet.
+    """
+    token = escape(text) if text else "=="
+    return token if len(token) <= _TOKEN_LIMIT else f"=={digest(text, size=16).hex()}"
 
 
 def check_id(kind: str, text: str) -> str:
@@ -110,6 +125,14 @@ def function_id(app: str, name: str) -> str:
     return f"{app}.{name}"
 
 
+def _function_of(app: str, name: str) -> str:
+    """The function id of two tokens; `InvalidName` when the app would hold a dot, and so be another."""
+    app = unescape(app)
+    if "." in app:
+        raise InvalidName(f"{app!r} is not an app: a dot ends the app in 'app.function'")
+    return function_id(app, unescape(name))
+
+
 def split_function(function: str) -> tuple[str, str]:
     """App and name of a function id; raises `InvalidName` when it has no dot or an empty half."""
     app, dot, name = function.partition(".")
@@ -147,8 +170,11 @@ class Names:
     namespace: str = "jetcron"
 
     def __post_init__(self) -> None:
-        if not _PLAIN.fullmatch(self.namespace):
-            raise InvalidName(f"the namespace {self.namespace!r} must be letters, digits, '_' or '-'")
+        if not _NAMESPACE.fullmatch(self.namespace):
+            raise InvalidName(
+                f"the namespace {self.namespace[:80]!r} must be 1 to 64 lower-case letters, digits, "
+                "'_' or '-' (its upper-case form names the streams)"
+            )
 
     # Streams and buckets.
     def _stream(self, name: str) -> str:
@@ -232,7 +258,7 @@ class Names:
         """The parts of a tick's subject, held or due; `InvalidName` for any other subject."""
         match subject.split("."):
             case [self.namespace, "tick", ("held" | "due") as state, shard_, schedule, revision, at]:
-                if revision.isdigit() and at.lstrip("-").isdigit():
+                if _SHARD.fullmatch(shard_) and _COUNT.fullmatch(revision) and _TIME.fullmatch(at):
                     return TickName(
                         "held" if state == "held" else "due",
                         shard_,
@@ -260,8 +286,9 @@ class Names:
 
     def parse_run_later(self, subject: str) -> RunLaterName:
         match subject.split("."):
-            case [self.namespace, "run", "later", app, name, run, turn] if turn.isdigit():
-                return RunLaterName(function_id(unescape(app), unescape(name)), run, int(turn))
+            case [self.namespace, "run", "later", app, name, run, turn]:
+                if _PLAIN.fullmatch(run) and _COUNT.fullmatch(turn):
+                    return RunLaterName(_function_of(app, name), run, int(turn))
         raise InvalidName(f"{subject!r} is not the subject of a held run")
 
     def health_held(self, group: int) -> str:
@@ -287,14 +314,14 @@ class Names:
         return check_event_name(subject[len(prefix) :])
 
     def later_held(self, name: str, id: str) -> str:
-        return f"{self.namespace}.later.held.{escape(name)}.{escape(id)}"
+        return f"{self.namespace}.later.held.{_bounded(name)}.{_bounded(id)}"
 
     @property
     def later_held_all(self) -> str:
         return f"{self.namespace}.later.held.>"
 
     def later_due(self, name: str) -> str:
-        return f"{self.namespace}.later.due.{escape(name)}"
+        return f"{self.namespace}.later.due.{_bounded(name)}"
 
     @property
     def later_due_all(self) -> str:
@@ -320,13 +347,14 @@ class Names:
     def parse_journal(self, subject: str) -> tuple[str, str]:
         """Function id and run (or ``gap-…``) of a journal subject."""
         match subject.split("."):
-            case [self.namespace, "journal", app, name, run]:
-                return function_id(unescape(app), unescape(name)), run
+            case [self.namespace, "journal", app, name, run] if _PLAIN.fullmatch(run):
+                return _function_of(app, name), run
         raise InvalidName(f"{subject!r} is not the subject of a journal")
 
     # JETCRON_DEAD.
     def dead_letter(self, kind: str, *tokens: str) -> str:
-        return ".".join([self.namespace, "dead", kind, *(escape(token) for token in tokens)])
+        """Never refused, whatever the tokens hold: what is broken must have a place to go."""
+        return ".".join([self.namespace, "dead", kind, *(_bounded(token) for token in tokens)])
 
     @property
     def dead_all(self) -> str:
@@ -362,9 +390,11 @@ class Names:
 
     def parse_schedule_key(self, subject: str) -> str:
         """The id of the schedule whose registry entry has this subject."""
-        match subject.split("."):
-            case [_, _, "schedule", _, schedule]:
-                return unescape(schedule)
+        prefix = self._registry("schedule.")
+        if subject.startswith(prefix):
+            match subject[len(prefix) :].split("."):
+                case [shard_, schedule] if _SHARD.fullmatch(shard_):
+                    return unescape(schedule)
         raise InvalidName(f"{subject!r} is not the key of a schedule")
 
     def past_key(self, schedule: str, revision: int) -> str:

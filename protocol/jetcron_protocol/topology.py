@@ -28,7 +28,7 @@ class Limits:
     ack_wait: float = 30
 
 
-def streams(names: Names, limits: Limits = Limits()) -> list[dict[str, Any]]:  # noqa: B008 - frozen
+def streams(names: Names, limits: Limits = Limits()) -> list[dict[str, Any]]:
     """The configuration of every stream, in the JetStream API's own terms."""
     base: dict[str, Any] = {
         "storage": limits.storage,
@@ -54,7 +54,7 @@ def streams(names: Names, limits: Limits = Limits()) -> list[dict[str, Any]]:  #
         base
         | {
             "name": names.work,
-            "description": "Jetcron: sync commands, held and due ticks, runs. No limits: they would delete held ticks.",
+            "description": "Jetcron: commands, ticks, runs. No limits: they would delete held ticks.",
             "subjects": [f"{n}.sync.>", f"{n}.tick.>", f"{n}.run.>", f"{n}.health.>"],
             "retention": "workqueue",
             "max_msgs_per_subject": -1,
@@ -119,7 +119,7 @@ def _bucket(stream: str, description: str) -> dict[str, Any]:
     }
 
 
-def consumers(names: Names, limits: Limits = Limits()) -> list[tuple[str, dict[str, Any]]]:  # noqa: B008
+def consumers(names: Names, limits: Limits = Limits()) -> list[tuple[str, dict[str, Any]]]:
     """Stream and configuration of each actor's durable consumer."""
     return [
         (names.work, _consumer(names.cron_sync, names.sync_all, limits, max_ack_pending=1)),
@@ -137,7 +137,7 @@ def run_consumer(
     names: Names,
     function: str,
     concurrency: int,
-    limits: Limits = Limits(),  # noqa: B008
+    limits: Limits = Limits(),
 ) -> tuple[str, dict[str, Any]]:
     """The durable of one function's runs: its `max_ack_pending` is the concurrency over all executors."""
     config = _consumer(
