@@ -335,10 +335,9 @@ def _crons(full: str, written: dict[str, Any]) -> tuple[Cron, ...]:
         expression = one.expression if isinstance(one, Cron) else one
         timezone = (given and given.timezone) or written["timezone"]
         dst = (given and given.dst) or written["dst"]
-        check_cron(
-            f"{full}: {option}", expression, timezone=timezone, dst=dst, seed=_schedule_id(full, number)
-        )
-        cron = Cron(expression, timezone=timezone, dst=dst)
+        seed = _schedule_id(full, number)
+        zone = check_cron(f"{full}: {option}", expression, timezone=timezone, dst=dst, seed=seed)
+        cron = Cron(expression, timezone=zone, dst=dst)
         if cron in crons:
             raise ConfigurationError(f"{full}: {option} is in the list twice; allowed is once")
         crons.append(cron)

@@ -6,6 +6,7 @@ derive from `BaseException`: a user's ``except Exception`` must not swallow them
 """
 
 import math
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import ClassVar
 
@@ -136,6 +137,19 @@ class PayloadTooLarge(BusError):
         self.limit = limit
 
 
+class SendFailed(BusError):
+    """A list of events was not stored whole: the first `stored` of `total` are. Sending all again is safe
+    where they have ids of their own: what is stored already starts nothing twice.
+    """
+
+    retriable: ClassVar[bool] = True
+
+    def __init__(self, stored: int, total: int, reason: str) -> None:
+        super().__init__(f"{stored} of {total} events were stored, then the server did not confirm: {reason}")
+        self.stored = stored
+        self.total = total
+
+
 class NotFound(BusError):
     """Nothing is stored on this subject or under this sequence."""
 
@@ -193,6 +207,20 @@ class Signal(BaseException):
 
 class LeaseLost(Signal):
     """Another executor owns the run now: record nothing more, and acknowledge nothing."""
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """What is in a group, as a task group raises it, groups in it opened; or the error itself."""
+    if isinstance(error, BaseExceptionGroup):
+        for one in error.exceptions:
+            yield from leaves(one)
+    else:
+        yield error
+
+
+def signal_in(error: BaseException) -> Signal | None:
+    """The first signal in `error`: a user's task group wraps what passes through it."""
+    return next((one for one in leaves(error) if isinstance(one, Signal)), None)
 
 
 _LONGEST = timedelta(days=36_525)

@@ -9,11 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from difflib import get_close_matches
-from functools import lru_cache
 from typing import get_args
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 from jetcron.cron import CronError, parse
+from jetcron.cron.zones import check_zone
 from jetcron.errors import ConfigurationError
 from jetcron_protocol.messages import CatchUp, Dst
 
@@ -34,7 +33,10 @@ DSTS: tuple[str, ...] = get_args(Dst)
 
 @dataclass(frozen=True, slots=True)
 class Cron:
-    """A cron trigger. `timezone` and `dst`, where None, are the function's."""
+    """A cron trigger. `timezone` and `dst`, where None, are the function's.
+
+    A prefix ``TZ=Zone`` of the expression wins over the function's zone, and excludes `timezone` here.
+    """
 
     expression: str
     timezone: str | None = field(default=None, kw_only=True)
@@ -46,7 +48,12 @@ class Cron:
             check_timezone(where, self.timezone)
         if self.dst is not None:
             check_choice(where, "dst", self.dst, DSTS)
-        check_cron(where, self.expression, timezone=self.timezone or "UTC", dst=self.dst or "default")
+        zone = check_cron(where, self.expression, timezone=self.timezone or "UTC", dst=self.dst or "default")
+        if self.timezone not in (None, zone):
+            raise ConfigurationError(
+                f"{where}: timezone={self.timezone!r}, and the expression names {zone!r}; "
+                "allowed is one of them"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,29 +131,32 @@ def check_choice(where: str, option: str, value: object, allowed: tuple[str, ...
 
 def check_timezone(where: str, name: object) -> str:
     """`name` if it is an IANA time zone."""
-    if isinstance(name, str) and _is_zone(name):
-        return name
-    near = suggestion(name, available_timezones(), cutoff=0.8)
-    raise ConfigurationError(
-        f"{where}: timezone={name!r}; allowed are IANA time zones, such as 'UTC' or 'Europe/Prague'{near}"
-    )
+    if not isinstance(name, str):
+        raise ConfigurationError(
+            f"{where}: timezone={name!r}; allowed are IANA names, such as 'UTC' or 'Europe/Prague'"
+        )
+    try:
+        check_zone(name)
+    except CronError as error:
+        raise ConfigurationError(f"{where}: timezone={name!r}: {error}") from None
+    return name
 
 
-def check_cron(
-    where: str, expression: object, *, timezone: str = "UTC", dst: Dst = "default", seed: str = ""
-) -> str:
-    """`expression` if it can be parsed; `H` in it is spread by `seed`."""
+def check_cron(where: str, expression: object, *, timezone: str, dst: Dst, seed: str = "") -> str:
+    """The zone in which `expression` counts, if it can be parsed: its own prefix, or else `timezone`.
+
+    `H` in it is spread by `seed`.
+    """
     if not isinstance(expression, str):
         raise ConfigurationError(
             f"{where}: a cron expression must be a string, not {type(expression).__name__}; "
             "such as '0 9 * * MON-FRI'"
         )
     try:
-        parse(expression, timezone=timezone, dst=dst, seed=seed)
+        return parse(expression, timezone=timezone, dst=dst, seed=seed).timezone
     except CronError as error:
         said = str(error).removeprefix(f"cron expression {expression!r}: ")
         raise ConfigurationError(f"{where}: {said}") from None
-    return expression
 
 
 def suggestion(value: object, allowed: Iterable[str], *, cutoff: float = 0.6) -> str:
@@ -169,12 +179,3 @@ def readable(span: timedelta) -> str:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-@lru_cache(maxsize=1024)
-def _is_zone(name: str) -> bool:
-    try:
-        ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        return False
-    return True

@@ -139,7 +139,7 @@ class PayloadReader:
 def _takes_none(adapter: TypeAdapter[Any]) -> bool:
     try:
         adapter.validate_python(None)
-    except ValidationError:
+    except Exception:  # noqa: BLE001 - a user's own validator may raise anything for None
         return False
     return True
 

@@ -3,13 +3,12 @@
 Owns the rule alone. Counting attempts, holding the next one and writing dead letters are the executor's.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
 from jetcron.clock import to_ms
-from jetcron.errors import BusError, JetcronError, PayloadTooLarge, RetryAfterError
+from jetcron.errors import BusError, JetcronError, PayloadTooLarge, RetryAfterError, leaves
 from jetcron.options import MILLISECOND, Retry
 
 
@@ -38,7 +37,7 @@ def decide(retry: Retry, *, attempt: int, error: BaseException, now: int, spread
     with them before it comes here. Of a group of errors, one that is not retried ends the run, and the
     latest time that is named counts.
     """
-    errors = list(_leaves(error))
+    errors = list(leaves(error))
     for one in errors:
         if not _may_mend(one):
             return GiveUp("not_retriable", f"{type(one).__name__} is not retried")
@@ -50,15 +49,6 @@ def decide(retry: Retry, *, attempt: int, error: BaseException, now: int, spread
         return RetryAt(max(now, *named))
     wait = retry.wait(attempt) * (1 + retry.jitter * spread)
     return RetryAt(now + wait // MILLISECOND)
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    """The errors in a group, as a task group raises it; or the error itself."""
-    if isinstance(error, BaseExceptionGroup):
-        for one in error.exceptions:
-            yield from _leaves(one)
-    else:
-        yield error
 
 
 def _named(delay: timedelta | datetime, now: int) -> int:

@@ -14,10 +14,11 @@ from typing import Any, NotRequired, TypedDict
 from uuid import UUID
 
 import pytest
-from pydantic import BaseModel, field_validator
+from pydantic import BaseModel, field_validator, model_validator
 
 from jetcron import App, ConfigurationError, Cron, PayloadInvalid, Retry
 from jetcron.app import FunctionDefinition
+from jetcron.cron import CronExpression, parse
 from jetcron_protocol.messages import CronTrigger, Function
 
 DURATION = "allowed are seconds or a timedelta, from"
@@ -104,6 +105,11 @@ def test_triggers_take_zone_and_dst_of_the_function_unless_they_have_their_own()
     )
     assert definition.on == ("order.*",)
     assert definition.schedule_ids() == ["reports.dispatch", "reports.dispatch:2", "reports.dispatch:3"]
+
+
+def test_a_prefix_of_the_expression_names_its_zone() -> None:
+    (cron,) = declared(cron="CRON_TZ=Asia/Tokyo 0 9 * * *", timezone="America/New_York").cron
+    assert cron == Cron("CRON_TZ=Asia/Tokyo 0 9 * * *", timezone="Asia/Tokyo", dst="default")
 
 
 def test_without_cron_there_is_no_schedule() -> None:
@@ -276,12 +282,12 @@ def test_a_description_is_not_in_the_hash() -> None:
         ),
         (
             {"cron": "@daily", "timezone": "Europe/Pragu"},
-            "timezone='Europe/Pragu'; allowed are IANA time zones, such as 'UTC' or 'Europe/Prague'; "
-            "did you mean 'Europe/Prague'?",
+            "timezone='Europe/Pragu': the time zone 'Europe/Pragu' is not one of the IANA names, "
+            "such as 'America/New_York'; did you mean 'Europe/Prague'?",
         ),
         (
             {"timezone": None},
-            "timezone=None; allowed are IANA time zones, such as 'UTC' or 'Europe/Prague'",
+            "timezone=None; allowed are IANA names, such as 'UTC' or 'Europe/Prague'",
         ),
         ({"timezone": "Asia/Tokyo"}, "timezone='Asia/Tokyo' without cron= has no effect; leave it out"),
         ({"dst": "skip"}, "dst='skip' without cron= has no effect; leave it out"),
@@ -345,7 +351,12 @@ def test_an_option_that_cannot_be(options: dict[str, Any], text: str) -> None:
 
 def test_h_is_spread_by_the_id_of_its_own_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
     seeds: list[str] = []
-    monkeypatch.setattr("jetcron.options.parse", lambda expression, **options: seeds.append(options["seed"]))
+
+    def spy(expression: str, **options: Any) -> CronExpression:
+        seeds.append(options["seed"])
+        return parse(expression, **options)
+
+    monkeypatch.setattr("jetcron.options.parse", spy)
     declared(cron=["H * * * *", "H 9 * * *"])
     assert [seed for seed in seeds if seed] == ["reports.dispatch", "reports.dispatch:2"]
 
@@ -559,6 +570,20 @@ def test_cron_and_a_parameter_that_needs_data() -> None:
         "reports.handler: a run started by cron has no data, but 'point' is annotated with Point; "
         "allowed are a default (= None) or a type that takes None (Point | None)"
     )
+
+
+def test_a_validator_that_stumbles_over_none_is_no_crash() -> None:
+    class Careless(BaseModel):
+        x: int
+
+        @model_validator(mode="before")
+        @classmethod
+        def look(cls, data: Any) -> Any:
+            return {"x": data["x"]}
+
+    def handler(ctx: Any, data: Careless) -> None: ...
+
+    assert "a run started by cron has no data" in refusal(handler, cron="@daily")
 
 
 def test_a_type_that_cannot_be_validated() -> None:

@@ -1,5 +1,6 @@
 """The tree of errors: what is retriable, what a message says, what `except Exception` lets pass."""
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -21,6 +22,7 @@ from jetcron.errors import (
     StepError,
     TopologyMissing,
     TryAgain,
+    signal_in,
 )
 
 EVERY = [
@@ -45,9 +47,34 @@ def test_signals_pass_except_exception() -> None:
         as_users_write_it()
 
 
+async def test_a_signal_is_found_in_what_a_task_group_raises() -> None:
+    async def lose() -> None:
+        raise LeaseLost("taken over")
+
+    async def as_users_write_it() -> None:
+        async with asyncio.TaskGroup() as tasks, asyncio.TaskGroup() as inner:
+            inner.create_task(lose())
+            tasks.create_task(asyncio.sleep(0))
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        await as_users_write_it()
+    found = signal_in(caught.value)
+    assert isinstance(found, LeaseLost)
+    assert signal_in(found) is found
+    assert signal_in(ExceptionGroup("tasks", [KeyError()])) is None
+    assert signal_in(KeyError()) is None
+
+
 def test_which_errors_are_retriable() -> None:
     retriable = {kind.__name__ for kind in EVERY if issubclass(kind, JetcronError) and kind.retriable}
-    assert retriable == {"RetryAfterError", "RunFailed", "ServerUnreachable", "TryAgain", "Unconfirmed"}
+    assert retriable == {
+        "RetryAfterError",
+        "RunFailed",
+        "SendFailed",
+        "ServerUnreachable",
+        "TryAgain",
+        "Unconfirmed",
+    }
 
 
 def test_a_configuration_error_is_a_value_error() -> None:
