@@ -58,6 +58,21 @@ class CronTick:
     async def handle(self, deliveries: Sequence[Delivery]) -> None:
         """One batch: read the definitions, decide, store everything, acknowledge what stands."""
         released = await self._decode(deliveries)
+        try:
+            await self._turn(released)
+        except DecodeError:
+            for item in released:
+                try:
+                    await self._turn([item])
+                except DecodeError as error:
+                    # A newer program wrote it, or it is broken: another copy may read it, and nothing is lost.
+                    log.error(
+                        "a registry entry cannot be read", schedule=item.tick.schedule, reason=str(error)
+                    )
+                    await self._process.hand_back([item.delivery])
+
+    async def _turn(self, released: Sequence[Released]) -> None:
+        """Raises `DecodeError`, before anything is stored, when a definition cannot be read."""
         if not released:
             return
         current, past = await self._definitions([item.tick for item in released])

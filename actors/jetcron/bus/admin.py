@@ -3,6 +3,7 @@
 `jetcron init` applies the topology; actors only check it. Never touches a message but to purge it.
 """
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -97,10 +98,8 @@ class Admin(Publisher):
 
     async def delete_consumer(self, stream: str, durable: str) -> None:
         """Delete a consumer; nothing happens when there is none."""
-        try:
+        with contextlib.suppress(NotFound):
             await self.api(f"CONSUMER.DELETE.{stream}.{durable}")
-        except NotFound:
-            pass
 
     async def pause_consumer(self, stream: str, durable: str, *, paused: bool) -> None:
         """Stop or resume deliveries to everybody (server ADR-42)."""
@@ -116,6 +115,11 @@ class Admin(Publisher):
         """Remove every message whose subject matches; how many there were."""
         answer = await self.api(f"STREAM.PURGE.{stream}", {"filter": filter}, timeout=30)
         return int(answer.get("purged", 0))
+
+    async def delete(self, stream: str, sequence: int) -> None:
+        """Remove one message; nothing happens when it is gone."""
+        with contextlib.suppress(NotFound):
+            await self.api(f"STREAM.MSG.DELETE.{stream}", {"seq": sequence, "no_erase": True})
 
     async def check_topology(self) -> None:
         """Raises `TopologyMissing` or `TopologyMismatch`, naming what is wrong and `jetcron init`."""

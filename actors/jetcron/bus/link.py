@@ -243,6 +243,25 @@ class Link:
             with contextlib.suppress(nats.errors.Error):
                 await subscription.unsubscribe()
 
+    @contextlib.asynccontextmanager
+    async def listen(self, subject: str) -> AsyncIterator["asyncio.Queue[tuple[str, bytes]]"]:
+        """What is published on `subject` (wildcards allowed) while the context is open: subject and body.
+
+        Nothing is kept for us while we are disconnected: whoever must not miss a message reads the stream too.
+        """
+        queue: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
+
+        async def put(msg: Msg) -> None:
+            queue.put_nowait((msg.subject, msg.data))
+
+        subscription = await self._client.subscribe(subject, cb=put)
+        try:
+            await self._client.flush(2)
+            yield queue
+        finally:
+            with contextlib.suppress(nats.errors.Error):
+                await subscription.unsubscribe()
+
 
 def _credentials(settings: Settings) -> dict[str, Any]:
     """How to log in, in the nats client's words."""

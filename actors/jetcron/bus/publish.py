@@ -105,20 +105,20 @@ class Publisher(Reader):
                 log.debug("publishing again", subject=message.subject, reason=str(error))
                 await self.clock.sleep(next(pauses))
 
-    async def publish_atomic(self, messages: Sequence[Outgoing], *, timeout: float = REQUEST_SECONDS) -> None:
-        """Store all of `messages` (1 to 1,000, one stream) or none (server ADR-50).
+    async def publish_atomic(self, messages: Sequence[Outgoing], *, timeout: float = REQUEST_SECONDS) -> int:
+        """Store all of `messages` (up to 1,000, one stream) or none (server ADR-50).
 
-        Raises `KnownId` when a message id is known, `WrongSequence` when an expectation failed, `TryAgain` when
+        Returns the sequence of the last; the others stand right before it, in order. 0 for no messages. Raises `KnownId` when a message id is known, `WrongSequence` when an expectation failed, `TryAgain` when
         nothing is said about success.
         """
         if not messages:
-            return
+            return 0
         if len(messages) == 1:
             only = messages[0]
             stored = await self.publish(only.subject, only.payload, only.headers, timeout=timeout)
             if stored.duplicate:
                 raise KnownId(400, 10201, f"the message id on {only.subject} is known")
-            return
+            return stored.sequence
         limit = self.max_payload
         for message in messages:
             if len(message.payload) > limit:
@@ -141,7 +141,7 @@ class Publisher(Reader):
                 "Nats-Batch-Commit": "1",
             }
             msg = await self.request(message.subject, message.payload, headers=headers, timeout=timeout)
-        parse_answer(msg.data)
+        return int(parse_answer(msg.data)["seq"])
 
     async def publish_groups(self, groups: Iterable[Sequence[Outgoing]]) -> list[int]:
         """Store groups of messages, each whole, as many as fit in one atomic batch.

@@ -182,18 +182,15 @@ class Reader(Link):
         return found
 
     async def pages(
-        self, stream: str, subject: str, *, start: int = 1, most: int, page: int = 256
-    ) -> AsyncIterator[StoredMessage]:
-        """Up to `most` messages on `subject` (wildcards allowed) from sequence `start` on, oldest first."""
-        left = most
-        while left > 0:
-            query = {"seq": start, "next_by_subj": subject, "batch": min(page, left)}
-            found, _ = await self._direct(stream, query)
-            for message in found:
-                yield message
-            if len(found) < min(page, left):
+        self, stream: str, subject: str, *, start: int = 1, size: int = 256
+    ) -> AsyncIterator[list[StoredMessage]]:
+        """The messages on `subject` (wildcards allowed) from sequence `start` on, oldest first, page by page."""
+        while True:
+            found, _ = await self._direct(stream, {"seq": start, "next_by_subj": subject, "batch": size})
+            if found:
+                yield found
+            if len(found) < size:
                 return
-            left -= len(found)
             start = found[-1].sequence + 1
 
     async def subjects(self, stream: str, filter: str) -> list[str]:
@@ -206,18 +203,6 @@ class Reader(Link):
             names += page
             if len(page) < _NAMES_PAGE or not page:
                 return names
-
-    async def count(self, stream: str, filter: str) -> int:
-        """How many messages match `filter`, one request a 100,000 subjects."""
-        total = offset = 0
-        while True:
-            body = {"subjects_filter": filter, "offset": offset}
-            info = await self.api(f"STREAM.INFO.{stream}", body, timeout=30)
-            page = info["state"].get("subjects") or {}
-            total += sum(page.values())
-            offset += len(page)
-            if len(page) < _NAMES_PAGE:
-                return total
 
 
 def _is_wildcard(subject: str) -> bool:

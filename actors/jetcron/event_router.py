@@ -1,0 +1,195 @@
+"""event-router: turns events into runs of the functions whose triggers match, and keeps future events.
+
+Owns no state but a copy of the functions' triggers, as fresh as the registry's leader at every batch. If it
+dies before the runs are stored, the events are delivered again and make the same runs.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import structlog
+
+from jetcron import dispatch
+from jetcron.bus import Bus, Delivery, Outgoing
+from jetcron.clock import Clock
+from jetcron.process import Process
+from jetcron.settings import Settings
+from jetcron_protocol.codec import DecodeError, decode, decode_event
+from jetcron_protocol.ids import event_run_id
+from jetcron_protocol.messages import Event, Function, Run
+from jetcron_protocol.subjects import InvalidName
+
+log = structlog.get_logger("jetcron.event-router")
+
+BATCH = 500
+WORKERS = 2
+"""Batches in hand at one time: one is read and matched while another is being stored."""
+_REMEMBERED = 10_000
+
+
+@dataclass(slots=True)
+class Triggers:
+    """Which functions an event starts. Grows with the functions, never with events: the memory is bounded."""
+
+    sequence: int = -1
+    exact: dict[str, list[str]] = field(default_factory=dict)
+    patterns: list[tuple[list[str], str]] = field(default_factory=list)
+    _matched: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def add(self, function: Function) -> None:
+        """Take in a function's triggers; those of an archived one do not count."""
+        if function.state == "archived":
+            return
+        for name in function.on:
+            tokens = name.split(".")
+            if "*" in tokens or tokens[-1] == ">":
+                self.patterns.append((tokens, function.id))
+            else:
+                self.exact.setdefault(name, []).append(function.id)
+
+    def match(self, name: str) -> tuple[str, ...]:
+        """The functions an event of this name starts, each once."""
+        found = self._matched.get(name)
+        if found is None:
+            tokens = name.split(".")
+            ids = [
+                *self.exact.get(name, ()),
+                *(id for pattern, id in self.patterns if matches(pattern, tokens)),
+            ]
+            found = tuple(dict.fromkeys(ids))
+            if len(self._matched) >= _REMEMBERED:
+                self._matched.clear()
+            self._matched[name] = found
+        return found
+
+
+def matches(pattern: Sequence[str], tokens: Sequence[str]) -> bool:
+    """Whether NATS wildcards match: ``*`` one token, a last ``>`` one or more."""
+    for index, part in enumerate(pattern):
+        if part == ">" and index == len(pattern) - 1:
+            return len(tokens) > index
+        if index >= len(tokens) or part not in ("*", tokens[index]):
+            return False
+    return len(pattern) == len(tokens)
+
+
+class EventRouter:
+    """Takes events, gives runs; future events it hands to the server to hold."""
+
+    name = "event-router"
+
+    def __init__(self, bus: Bus, clock: Clock, settings: Settings, process: Process) -> None:
+        self._bus = bus
+        self._names = bus.names
+        self._clock = clock
+        self._settings = settings
+        self._process = process
+        self._triggers = Triggers()
+        self._loading = asyncio.Lock()
+
+    async def run(self) -> None:
+        """Route events until told to stop."""
+        take = self._process.take
+        async with asyncio.TaskGroup() as group:
+            for _ in range(WORKERS):
+                group.create_task(take(self._names.events, self._names.event_router, self.handle, most=BATCH))
+            group.create_task(
+                take(self._names.later, self._names.event_router_later, self.handle_released, most=BATCH)
+            )
+
+    async def handle(self, deliveries: Sequence[Delivery]) -> None:
+        """One batch of events as users published them."""
+        await self._route(deliveries, self._published)
+
+    async def handle_released(self, deliveries: Sequence[Delivery]) -> None:
+        """One batch of future events whose time has come."""
+        await self._route(deliveries, _released)
+
+    def _published(self, delivery: Delivery) -> Event:
+        try:
+            name = self._names.parse_event(delivery.subject)
+        except InvalidName as error:
+            raise DecodeError(f"Event: {error}") from None
+        return decode_event(
+            name, delivery.payload, delivery.headers, sequence=delivery.sequence, stored_at=delivery.stored_at
+        )
+
+    async def _route(self, deliveries: Sequence[Delivery], read: Callable[[Delivery], Event]) -> None:
+        triggers = await self._current_triggers()
+        now = self._clock.now()
+        routed: list[Delivery] = []
+        groups: list[list[Outgoing]] = []
+        future: list[Delivery] = []
+        held: list[list[Outgoing]] = []
+        for delivery in deliveries:
+            try:
+                event = read(delivery)
+            except DecodeError as error:
+                await self._bury(delivery, str(error))
+                continue
+            if event.at is not None and read is not _released and event.at - now > self._settings.lead_ms:
+                future.append(delivery)
+                held.append([dispatch.held_event(self._names, event, self._settings.lead_ms)])
+                continue
+            routed.append(delivery)
+            groups.append(
+                [
+                    dispatch.new_run(self._names, run, now=now, lead=self._settings.lead_ms)
+                    for run in (_run(function, event, delivery) for function in triggers.match(event.name))
+                ]
+            )
+        await self._store(routed, groups)
+        await self._store(future, held)
+        self._process.metrics.events.inc(len(deliveries))
+        self._process.metrics.event_runs.inc(sum(map(len, groups)))
+
+    async def _store(self, deliveries: Sequence[Delivery], groups: Sequence[Sequence[Outgoing]]) -> None:
+        """What each delivery leads to, and then its acknowledgement; hand back what could not be stored."""
+        standing = set(await self._bus.publish_groups(groups))
+        for index, delivery in enumerate(deliveries):
+            if index in standing:
+                await delivery.ack()
+        await self._process.hand_back([d for index, d in enumerate(deliveries) if index not in standing])
+
+    async def _bury(self, delivery: Delivery, reason: str) -> None:
+        await self._bus.store(dispatch.undecodable(self._names, delivery, "event", reason, self._clock.now()))
+        self._process.metrics.dead.labels("event").inc()
+        log.error("an event went to the dead stream", subject=delivery.subject, reason=reason)
+        await delivery.ack()
+
+    async def _current_triggers(self) -> Triggers:
+        """The triggers as of now: an event published after a registration was confirmed finds its function."""
+        async with self._loading:
+            last = await self._bus.last(self._names.registry, self._names.functions)
+            sequence = last.sequence if last is not None else 0
+            if sequence != self._triggers.sequence:
+                self._triggers = await self._load(sequence)
+            return self._triggers
+
+    async def _load(self, sequence: int) -> Triggers:
+        triggers = Triggers(sequence=sequence)
+        keys = await self._bus.subjects(self._names.registry, self._names.functions)
+        for key, stored in sorted((await self._bus.entries(keys)).items()):
+            try:
+                triggers.add(decode(Function, stored.payload))
+            except DecodeError as error:
+                log.error("a function's registry entry cannot be read", key=key, reason=str(error))
+        log.debug("triggers loaded", functions=len(keys), sequence=sequence)
+        return triggers
+
+
+def _released(delivery: Delivery) -> Event:
+    return decode(Event, delivery.payload)
+
+
+def _run(function: str, event: Event, delivery: Delivery) -> Run:
+    """The run of one function for one event; the same after any redelivery."""
+    stored_at = delivery.stored_at if event.id == str(delivery.sequence) else 0
+    return Run(
+        run=event_run_id(function, event.name, event.id, stored_at=stored_at),
+        function=function,
+        trigger="event",
+        fire_at=event.at if event.at is not None else delivery.stored_at,
+        event=event,
+    )

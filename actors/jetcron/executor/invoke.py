@@ -1,0 +1,107 @@
+"""Call the user's code and say how it ended: one of a closed set of outcomes.
+
+Owns the boundary between our code and the user's. Never records anything. A plain function that overruns
+its timeout goes on in its thread, for threads cannot be stopped; its late result is dropped.
+"""
+
+import asyncio
+import traceback
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import anyio.to_thread
+
+from jetcron.app import FunctionDefinition
+from jetcron.context import Context
+from jetcron.errors import LeaseLost, Signal
+from jetcron_protocol.messages import Failure
+
+_MAX_TRACEBACK = 16_000
+_MAX_MESSAGE = 4_000
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """It ended; `result` is what it returned."""
+
+    result: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Raised:
+    """It failed with `error`."""
+
+    error: BaseException
+
+
+Outcome = Returned | Raised
+
+
+async def invoke(
+    definition: FunctionDefinition, context: Context, data: Any, limiter: anyio.CapacityLimiter
+) -> Outcome:
+    """One attempt, within the function's timeout.
+
+    A cancellation of ours and signals pass through; a cancellation of the user's own is a failure.
+    """
+    try:
+        args = (context,) if definition.payload is None else (context, definition.payload.read(data))
+        if definition.timeout is None:
+            return Returned(await _call(definition, args, limiter))
+        return await _within_timeout(definition, args, limiter)
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        return Raised(error)
+    except BaseExceptionGroup as group:
+        if group.subgroup(Signal) is not None:
+            raise LeaseLost from None
+        return Raised(group)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's code may raise anything
+        return Raised(error)
+
+
+async def _call(definition: FunctionDefinition, args: tuple[Any, ...], limiter: anyio.CapacityLimiter) -> Any:
+    if definition.is_async:
+        return await definition.handler(*args)
+    return await anyio.to_thread.run_sync(definition.handler, *args, abandon_on_cancel=True, limiter=limiter)
+
+
+async def _within_timeout(
+    definition: FunctionDefinition, args: tuple[Any, ...], limiter: anyio.CapacityLimiter
+) -> Outcome:
+    assert definition.timeout is not None
+    seconds = definition.timeout.total_seconds()
+    bound = asyncio.timeout(seconds)
+    try:
+        async with bound:
+            return Returned(await _call(definition, args, limiter))
+    except TimeoutError:
+        if not bound.expired():
+            raise
+        note = "" if definition.is_async else "; its thread cannot be stopped and may still be running"
+        return Raised(TimeoutError(f"{definition.id} did not end within its timeout of {seconds:g} s{note}"))
+
+
+def describe(error: BaseException) -> Failure:
+    """An error as text; the traceback begins in the user's code."""
+    kind = type(error)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    text = str(error) or ("the code called sys.exit" if isinstance(error, SystemExit) else "")
+    lines = traceback.format_exception(kind, error, _users_part(error.__traceback__))
+    return Failure(type=name, message=text[:_MAX_MESSAGE], traceback="".join(lines)[-_MAX_TRACEBACK:])
+
+
+def _users_part(trace: TracebackType | None) -> TracebackType | None:
+    """Leave out the frames above the user's code: ours, and those of the thread pool."""
+    first = trace
+    while first is not None and _is_ours(first):
+        first = first.tb_next
+    return first or trace
+
+
+def _is_ours(trace: TracebackType) -> bool:
+    module = str(trace.tb_frame.f_globals.get("__name__", ""))
+    return module.split(".")[0] in ("jetcron", "anyio")
