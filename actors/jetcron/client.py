@@ -215,7 +215,7 @@ class Runs:
             return await self._read(subject)
         raise RunNotFound(run)
 
-    async def gaps(self, *, function: str | None = None) -> "list[GapView]":
+    async def gaps(self, *, function: str | None = None) -> Sequence[GapView]:
         """The ledger: occurrences that did not run, and why."""
         names = self._bus.names
         filter = names.journal_of(function) if function else names.journal_all

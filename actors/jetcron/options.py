@@ -129,8 +129,8 @@ def check_choice(where: str, option: str, value: object, allowed: tuple[str, ...
     return value
 
 
-def check_timezone(where: str, name: object) -> str:
-    """`name` if it is an IANA time zone."""
+def check_timezone(where: str, name: object) -> None:
+    """Refuses what is no IANA time zone."""
     if not isinstance(name, str):
         raise ConfigurationError(
             f"{where}: timezone={name!r}; allowed are IANA names, such as 'UTC' or 'Europe/Prague'"
@@ -139,7 +139,6 @@ def check_timezone(where: str, name: object) -> str:
         check_zone(name)
     except CronError as error:
         raise ConfigurationError(f"{where}: timezone={name!r}: {error}") from None
-    return name
 
 
 def check_cron(where: str, expression: object, *, timezone: str, dst: Dst, seed: str = "") -> str:

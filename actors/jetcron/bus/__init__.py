@@ -1,4 +1,4 @@
-"""The only importer of nats: connection, publishing, atomic batches, held messages, reading, pulling, topology.
+"""The only importer of nats: connection, publishing, atomic batches, held messages, reading, pulling.
 
 `Bus` is one connection with all of it. Every storage call an actor makes is a method here, and each raises
 errors of `jetcron.errors` alone.
@@ -19,7 +19,7 @@ from jetcron.bus.publish import (
     with_id,
 )
 from jetcron.bus.pull import Consumer, Delivery
-from jetcron.bus.read import StoredMessage, StreamState
+from jetcron.bus.read import StoredMessage, StreamState, rfc3339_ms
 
 
 class Bus(Admin):
@@ -47,5 +47,6 @@ __all__ = [
     "StreamState",
     "fenced",
     "hold",
+    "rfc3339_ms",
     "with_id",
 ]

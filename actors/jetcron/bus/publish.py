@@ -108,8 +108,9 @@ class Publisher(Reader):
     async def publish_atomic(self, messages: Sequence[Outgoing], *, timeout: float = REQUEST_SECONDS) -> int:
         """Store all of `messages` (up to 1,000, one stream) or none (server ADR-50).
 
-        Returns the sequence of the last; the others stand right before it, in order. 0 for no messages. Raises `KnownId` when a message id is known, `WrongSequence` when an expectation failed, `TryAgain` when
-        nothing is said about success.
+        Returns the sequence of the last; the others stand right before it, in order. 0 for no messages.
+        Raises `KnownId` when a message id is known, `WrongSequence` when an expectation failed, `TryAgain`
+        when nothing is said about success.
         """
         if not messages:
             return 0
