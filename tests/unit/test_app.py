@@ -537,6 +537,10 @@ def test_data_that_does_not_fit_names_the_fields(annotation: Any, data: object, 
 
 
 def test_of_many_problems_ten_are_told_and_all_are_kept() -> None:
+    with pytest.raises(PayloadInvalid) as exactly_ten:
+        reading(list[int], ["x"] * 10)
+    assert str(exactly_ten.value).count("unable to parse") == 10
+    assert "more)" not in str(exactly_ten.value)
     with pytest.raises(PayloadInvalid) as caught:
         reading(list[int], ["x"] * 12)
     assert len(caught.value.problems) == 12

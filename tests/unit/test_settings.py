@@ -156,6 +156,53 @@ def test_a_value_that_cannot_be(
     assert refusal() == f"{variable}={value!r}; allowed are {allowed}"
 
 
+BOUNDS: dict[str, tuple[float, float]] = {
+    "replicas": (1, 5),
+    "events_max_age": (3_600, 315_360_000),
+    "dead_max_age": (3_600, 315_360_000),
+    "duplicate_window": (1, 3_600),
+    "ack_wait": (1, 3_600),
+    "lead": (0.5, 60),
+    "settle": (0.25, 60),
+    "late_after": (1, 86_400),
+    "slots": (1, 1_000_000),
+    "holding": (1, 1_000_000),
+    "executor_beat": (0.1, 60),
+    "executor_ttl": (1, 3_600),
+    "lost_attempts": (1, 1_000),
+    "keep_completed": (3_600, 315_360_000),
+    "keep_failed": (3_600, 315_360_000),
+    "rolled_back_within": (0, 86_400),
+    "grace": (0, 86_400),
+    "sweep_every": (1, 3_600),
+    "repair_grace": (1, 3_600),
+}
+
+
+def test_every_number_has_bounds() -> None:
+    numbers = {name for name, field in Settings.model_fields.items() if field.annotation in (int, float)}
+    assert set(BOUNDS) == numbers
+
+
+@pytest.mark.parametrize("name", list(BOUNDS))
+def test_a_bound_is_allowed_and_what_lies_beyond_is_not(name: str) -> None:
+    least, most = BOUNDS[name]
+    # What must go together with a value at its bound.
+    with_most: dict[str, dict[str, float]] = {"executor_beat": {"executor_ttl": 180}}
+    with_least: dict[str, dict[str, float]] = {
+        "late_after": {"lead": 1},
+        "executor_ttl": {"executor_beat": 0.1},
+    }
+    assert getattr(Settings.load(**{name: least, **with_least.get(name, {})}), name) == least
+    assert getattr(Settings.load(**{name: most, **with_most.get(name, {})}), name) == most
+    for beyond in (least - 1, most + 1):
+        assert refusal(**{name: beyond}) == (
+            f"{variable_of(name)}={beyond!r}; allowed are "
+            f"{'numbers' if isinstance(Settings.model_fields[name].default, float) else 'whole numbers'} "
+            f"from {least:.15g} to {most:.15g}"
+        )
+
+
 def test_all_that_is_wrong_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JETCRON_REPLICAS", "9")
     monkeypatch.setenv("JETCRON_STORAGE", "disk")
