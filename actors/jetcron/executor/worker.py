@@ -300,7 +300,7 @@ class Worker:
     async def _complete(self, definition: FunctionDefinition, claimed: Claimed, result: Any) -> None:
         entry = claimed.entry("completed", result=result, started=claimed.started)
         await claimed.journal.finish(entry, keep=self._keep(definition, failed=False), keep_steps=False)
-        self._ended(claimed, "completed")
+        self._ended(claimed, entry)
 
     async def _retry_or_fail(
         self, definition: FunctionDefinition, claimed: Claimed, error: BaseException
@@ -315,10 +315,9 @@ class Worker:
         )
         match decision:
             case retry.RetryAt(at_ms=at):
-                await claimed.journal.append(
-                    claimed.entry("retrying", started=claimed.started, error=failure, next_at=at)
-                )
-                self._ended(claimed, "retrying", error=f"{failure.type}: {failure.message}", again_at=at)
+                entry = claimed.entry("retrying", started=claimed.started, error=failure, next_at=at)
+                await claimed.journal.append(entry)
+                self._ended(claimed, entry, error=f"{failure.type}: {failure.message}", again_at=at)
                 await self._follow_up(claimed)
             case retry.GiveUp(text=text):
                 await self._fail(definition, claimed, failure, text)
@@ -328,7 +327,7 @@ class Worker:
     ) -> None:
         entry = claimed.entry("failed", started=claimed.started, error=failure)
         await claimed.journal.finish(entry, keep=self._keep(definition, failed=True), keep_steps=True)
-        self._ended(claimed, "failed", error=f"{failure.type}: {failure.message}", reason=reason)
+        self._ended(claimed, entry, error=f"{failure.type}: {failure.message}", reason=reason)
         await self._follow_up(claimed)
 
     async def _follow_up(self, claimed: Claimed) -> None:
@@ -357,12 +356,12 @@ class Worker:
             return round(definition.keep.total_seconds())
         return self._settings.keep_failed if failed else self._settings.keep_completed
 
-    def _ended(self, claimed: Claimed, outcome: str, **more: Any) -> None:
-        run = claimed.run
+    def _ended(self, claimed: Claimed, entry: JournalEntry, **more: Any) -> None:
+        run, outcome = claimed.run, entry.entry
         self._metrics.ended.labels(run.function, outcome).inc()
         level = {"completed": log.debug, "retrying": log.warning, "failed": log.error}[outcome]
-        took = claimed.clock.now() - claimed.started if claimed.started is not None else None
-        level(outcome, function=run.function, run=run.run, attempt=claimed.attempt, took_ms=took, **more)
+        took = entry.at - claimed.started if claimed.started is not None else None
+        level(outcome, function=run.function, run=run.run, attempt=entry.attempt, took_ms=took, **more)
 
 
 def _claim_entry(claimed: Claimed, attempt: int, lost: int) -> JournalEntry:
