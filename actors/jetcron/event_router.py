@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 import structlog
 
 from jetcron import dispatch
-from jetcron.bus import Bus, Delivery, Outgoing
+from jetcron.bus import MSG_ID, Bus, Delivery, Outgoing
 from jetcron.clock import Clock
 from jetcron.process import Process
 from jetcron.settings import Settings
-from jetcron_protocol.codec import DecodeError, decode, decode_event
+from jetcron_protocol.codec import EVENT_HEADER, DecodeError, decode, decode_event
 from jetcron_protocol.ids import event_run_id
 from jetcron_protocol.messages import Event, Function, Run
 from jetcron_protocol.subjects import InvalidName
@@ -185,7 +185,8 @@ def _released(delivery: Delivery) -> Event:
 
 def _run(function: str, event: Event, delivery: Delivery) -> Run:
     """The run of one function for one event; the same after any redelivery."""
-    stored_at = delivery.stored_at if event.id == str(delivery.sequence) else 0
+    named = EVENT_HEADER in delivery.headers or MSG_ID in delivery.headers
+    stored_at = 0 if named else delivery.stored_at
     return Run(
         run=event_run_id(function, event.name, event.id, stored_at=stored_at),
         function=function,

@@ -62,7 +62,7 @@ class Process:
         if self._problem is not None:
             return self._problem
         if not self._bus.connected:
-            return f"not connected to {self._settings.nats_url}"
+            return f"not connected to {self._settings.shown_url}"
         offset = abs(self._bus.clock_offset_ms)
         if offset > self._settings.lead_ms:
             return f"this machine's clock is off the server's by {offset / 1000:.1f} s; set it right"

@@ -7,6 +7,7 @@ errors of `jetcron.errors` alone.
 from jetcron.bus.admin import Admin, Change
 from jetcron.bus.publish import (
     MAX_BATCH,
+    MSG_ID,
     ROLLUP,
     SCHEDULE,
     SCHEDULE_TARGET,
@@ -32,6 +33,7 @@ class Bus(Admin):
 
 __all__ = [
     "MAX_BATCH",
+    "MSG_ID",
     "ROLLUP",
     "SCHEDULE",
     "SCHEDULE_TARGET",

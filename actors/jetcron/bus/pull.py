@@ -16,7 +16,7 @@ from nats.aio.msg import Msg
 
 from jetcron.bus.link import Headers
 from jetcron.bus.publish import Publisher
-from jetcron.errors import NotFound, TryAgain
+from jetcron.errors import BusError, NotFound, TryAgain
 
 _EXPIRES = 30.0
 _HEARTBEAT = 5.0
@@ -111,10 +111,10 @@ class Consumer:
 
     async def __aexit__(self, *_: object) -> None:
         """Stop taking. What arrived and was not fetched is handed back."""
-        with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
+        with contextlib.suppress(nats.errors.Error, BusError):
             await self._subscription.unsubscribe()
             if self._bus.connected:
-                await self._bus._client.flush(2)
+                await self._bus.settled(2)
         while not self._arrived.empty():
             msg = self._arrived.get_nowait()
             if msg.reply:

@@ -5,6 +5,7 @@ its timeout goes on in its thread, for threads cannot be stopped; its late resul
 """
 
 import asyncio
+import inspect
 import traceback
 from dataclasses import dataclass
 from types import TracebackType
@@ -14,7 +15,7 @@ import anyio.to_thread
 
 from jetcron.app import FunctionDefinition
 from jetcron.context import Context
-from jetcron.errors import LeaseLost, Signal
+from jetcron.errors import signal_in
 from jetcron_protocol.messages import Failure
 
 _MAX_TRACEBACK = 16_000
@@ -56,8 +57,10 @@ async def invoke(
             raise
         return Raised(error)
     except BaseExceptionGroup as group:
-        if group.subgroup(Signal) is not None:
-            raise LeaseLost from None
+        # A task group of the user's wraps our signals, too.
+        signal = signal_in(group)
+        if signal is not None:
+            raise signal from None
         return Raised(group)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's code may raise anything
         return Raised(error)
@@ -66,7 +69,10 @@ async def invoke(
 async def _call(definition: FunctionDefinition, args: tuple[Any, ...], limiter: anyio.CapacityLimiter) -> Any:
     if definition.is_async:
         return await definition.handler(*args)
-    return await anyio.to_thread.run_sync(definition.handler, *args, abandon_on_cancel=True, limiter=limiter)
+    result = await anyio.to_thread.run_sync(
+        definition.handler, *args, abandon_on_cancel=True, limiter=limiter
+    )
+    return await result if inspect.isawaitable(result) else result
 
 
 async def _within_timeout(
