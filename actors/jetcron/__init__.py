@@ -5,6 +5,8 @@ here is the whole public API, with `jetcron.cron`.
 """
 
 from jetcron.app import App
+from jetcron.client import Client
+from jetcron.context import Context
 from jetcron.errors import (
     ConfigurationError,
     JetcronError,
@@ -15,14 +17,18 @@ from jetcron.errors import (
     RunNotFound,
     StepError,
 )
+from jetcron.events import Event
 from jetcron.options import Cron, Retry
 
 __version__ = "0.1.0"
 
 __all__ = [
     "App",
+    "Client",
     "ConfigurationError",
+    "Context",
     "Cron",
+    "Event",
     "JetcronError",
     "NonRetriableError",
     "PayloadInvalid",

@@ -41,7 +41,7 @@ class Executor:
         self._app = app
         self._in_hand: dict[asyncio.Task[None], tuple[Delivery, Identity]] = {}
         self._lease = Lease(bus, clock, settings, app.name, running=lambda: len(self._in_hand))
-        self._room = Room(settings.slots, settings.holding, len(app.functions))
+        self._room = Room(clock, settings.slots, settings.holding, len(app.functions))
         self._worker = Worker(
             bus,
             clock,

@@ -4,6 +4,13 @@ Owns numbers only. Waiting runs fill no slot; a run that is due and finds none w
 """
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from jetcron.clock import Clock
+
+_YIELDS = 16
+"""How often a run that ended lets others start before it records its end."""
 
 
 class Room:
@@ -13,12 +20,14 @@ class Room:
     when it is due, even if that leaves fewer than none: then nothing is pulled until enough runs have ended.
     """
 
-    def __init__(self, slots: int, places: int, functions: int) -> None:
+    def __init__(self, clock: Clock, slots: int, places: int, functions: int) -> None:
         # Every function keeps one open pull: with fewer slots than functions, those pulls still must fit.
         self._free = max(slots, 2 * functions)
         self._places = places
         self._slots = asyncio.Semaphore(slots)
         self._changed = asyncio.Event()
+        self._clock = clock
+        self._starting = 0
 
     async def reserve(self, most: int, *, at_least: int) -> int:
         """Take up to `most` credits and half of what is free; waits until there are `at_least` (0 or 1)."""
@@ -48,10 +57,22 @@ class Room:
         self._places += 1
         self._free -= 1
 
-    async def enter(self) -> None:
-        """Take a slot to execute in."""
-        await self._slots.acquire()
+    @asynccontextmanager
+    async def slot(self) -> AsyncIterator[None]:
+        """Take a slot to execute in, and free it at the end."""
+        self._starting += 1
+        try:
+            await self._slots.acquire()
+        finally:
+            self._starting -= 1
+        try:
+            yield
+        finally:
+            self._slots.release()
 
-    def leave(self) -> None:
-        """Free the slot."""
-        self._slots.release()
+    async def let_others_start(self) -> None:
+        """Recording can wait a moment, starting cannot: of a thousand runs due at one instant, all start first."""
+        for _ in range(_YIELDS):
+            if not self._starting:
+                return
+            await self._clock.sleep(0)

@@ -139,12 +139,10 @@ class Worker:
         if claimed is None:
             return
         await self._hold(run, delivery, arrived)
-        await self._room.enter()
-        try:
+        async with self._room.slot():
             claimed.check()
             outcome = await self._execute(definition, claimed)
-        finally:
-            self._room.leave()
+        await self._room.let_others_start()
         claimed.check()
         await self._record(definition, claimed, outcome)
         await delivery.ack()
