@@ -8,7 +8,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Any, Protocol
+
+import structlog
 
 from jetcron.clock import from_ms
 from jetcron.errors import ConfigurationError, NonRetriableError
@@ -92,13 +95,12 @@ def _same_kind(run: Run, done: StepResult, op: str) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Context:
     """One attempt at one run.
 
     `attempt` counts from 0. `scheduled_at` is the occurrence's own time (aware, UTC), None for a run that no
-    schedule started. `event` is what started it, `events` all of them. `log` is a structlog logger bound to
-    the run.
+    schedule started. `event` is what started it, `events` all of them.
     """
 
     run_id: str
@@ -107,11 +109,17 @@ class Context:
     scheduled_at: datetime | None
     event: Event | None
     events: tuple[Event, ...]
-    log: Any
     step: Step
 
+    @cached_property
+    def log(self) -> Any:
+        """A structlog logger bound to the run and the attempt."""
+        return structlog.get_logger("jetcron.function").bind(
+            function=self.function_id, run=self.run_id, attempt=self.attempt
+        )
 
-def make_context(run: Run, *, attempt: int, memory: Memory, log: Any) -> Context:
+
+def make_context(run: Run, *, attempt: int, memory: Memory) -> Context:
     """The context of one attempt."""
     event = from_wire(run.event) if run.event is not None else None
     return Context(
@@ -121,7 +129,6 @@ def make_context(run: Run, *, attempt: int, memory: Memory, log: Any) -> Context
         scheduled_at=from_ms(run.scheduled_at) if run.scheduled_at is not None else None,
         event=event,
         events=(event,) if event is not None else (),
-        log=log,
         step=Step(memory, run),
     )
 

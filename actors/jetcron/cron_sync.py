@@ -320,11 +320,13 @@ class CronSync:
         batch: list[Outgoing] = []
         written: list[tuple[int, Schedule, Entry | None]] = []
         armed: list[Entry] = []
+        replaced: list[Entry] = []
         now = self._clock.now()
         for key, schedule in keys.items():
             previous = found.get(key)
             if previous is not None and previous.schedule.command == delivery.sequence:
                 armed.append(previous)
+                replaced.append(previous)
                 continue
             if previous is None and schedule.state in ("archived", "deleted"):
                 continue
@@ -353,11 +355,14 @@ class CronSync:
             batch.append(Outgoing(key, encode(entry), fenced(previous.revision if previous else 0)))
         last = await self._bus.publish_atomic(batch)
         first = last - len(batch) + 1
-        armed += [Entry(schedule, first + position) for position, schedule, _ in written]
-        await self._arm(armed, applied)
-        for _, schedule, previous in written:
+        for position, schedule, previous in written:
+            revision = Entry(schedule, first + position)
+            armed.append(revision)
             if previous is not None and previous.schedule.state == "active":
-                await self._purge_far_off(schedule.id, previous.revision, now)
+                replaced.append(revision)
+        await self._arm(armed, applied)
+        for revision in replaced:
+            await self._purge_far_off(revision, now)
 
     async def _arm(self, entries: Sequence[Entry], applied: Applied) -> None:
         groups: list[list[Outgoing]] = []
@@ -371,10 +376,12 @@ class CronSync:
         if len(standing) < len(groups):
             raise TryAgain(0, 0, f"{len(groups) - len(standing)} first ticks were not confirmed")
 
-    async def _purge_far_off(self, schedule: str, revision: int, now: int) -> None:
-        held = self._names.ticks_of(schedule, revision, state="held")
+    async def _purge_far_off(self, entry: Entry, now: int) -> None:
+        """Ticks of older revisions: left to stand, they would hide that the chain of this one is broken."""
+        held = self._names.ticks_of(entry.schedule.id, state="held")
         for subject in await self._bus.subjects(self._names.work, held):
-            if self._names.parse_tick(subject).at - now > FAR_OFF_MS:
+            tick = self._names.parse_tick(subject)
+            if tick.revision < entry.revision and tick.at - now > FAR_OFF_MS:
                 await self._bus.purge(self._names.work, subject)
 
 

@@ -210,7 +210,8 @@ def first_tick(entry: Entry) -> Tick | None:
     schedule = entry.schedule
     if schedule.state != "active":
         return None
-    at = schedule.at if schedule.at is not None else next_occurrence(schedule, schedule.armed_from)
+    after = schedule.armed_from if schedule.at is None else min(schedule.armed_from, schedule.at - 1)
+    at = next_occurrence(schedule, after)
     return None if at is None else Tick(schedule=schedule.id, revision=entry.revision, at=at)
 
 

@@ -132,11 +132,13 @@ class EventRouter:
                 future.append(delivery)
                 held.append([dispatch.held_event(self._names, event, self._settings.lead_ms)])
                 continue
+            functions = triggers.match(event.name)
+            log.debug("routed", name=event.name, id=event.id, functions=functions)
             routed.append(delivery)
             groups.append(
                 [
                     dispatch.new_run(self._names, run, now=now, lead=self._settings.lead_ms)
-                    for run in (_run(function, event, delivery) for function in triggers.match(event.name))
+                    for run in (_run(function, event, delivery) for function in functions)
                 ]
             )
         await self._store(routed, groups)

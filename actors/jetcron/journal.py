@@ -54,8 +54,7 @@ def step(history: History, sequence: int, entry: JournalEntry) -> History:
             attempts += (
                 Attempt(turn=entry.turn, number=entry.attempt, executor=entry.executor, claimed=entry.at),
             )
-            return replace(
-                history,
+            return History(
                 sequence=sequence,
                 last=entry,
                 claim=entry,
@@ -63,6 +62,7 @@ def step(history: History, sequence: int, entry: JournalEntry) -> History:
                 attempt=entry.attempt,
                 lost=entry.lost,
                 attempts=attempts,
+                steps=history.steps,
             )
         case "step":
             done = StepResult(id=entry.step or "", op=entry.op or "", at=entry.at, result=entry.result)
@@ -99,7 +99,17 @@ def _close_last(
 ) -> tuple[Attempt, ...]:
     if not attempts or attempts[-1].outcome is not None:
         return attempts
-    closed = replace(attempts[-1], outcome=outcome, ended=ended, started=started, error=error)  # type: ignore[arg-type]
+    last = attempts[-1]
+    closed = Attempt(
+        turn=last.turn,
+        number=last.number,
+        executor=last.executor,
+        claimed=last.claimed,
+        started=started,
+        ended=ended,
+        outcome=outcome,  # type: ignore[arg-type]
+        error=error,
+    )
     return (*attempts[:-1], closed)
 
 

@@ -3,16 +3,28 @@
 Labels are functions, outcomes and causes, never runs or schedules: nothing here grows with either.
 """
 
+from dataclasses import dataclass
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 _LATENESS = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30, 60, 300)
 _SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 1800, 3600)
 
 
+@dataclass(frozen=True, slots=True)
+class FunctionMetrics:
+    """The counters of one function: looked up once, for each look-up costs more than counting."""
+
+    started: Counter
+    duration: Histogram
+    ended: dict[str, Counter]
+
+
 class Metrics:
     """Counters of one process, in a registry of its own."""
 
     def __init__(self) -> None:
+        self._functions: dict[str, FunctionMetrics] = {}
         registry = self.registry = CollectorRegistry()
         self.ticks = Counter(
             "jetcron_ticks_turned", "Ticks turned into runs and next ticks", registry=registry
@@ -66,3 +78,17 @@ class Metrics:
         self.clock_offset = Gauge(
             "jetcron_clock_offset_seconds", "This machine's clock minus the server's", registry=registry
         )
+
+    def of(self, function: str) -> FunctionMetrics:
+        """The counters of one function."""
+        found = self._functions.get(function)
+        if found is None:
+            found = self._functions[function] = FunctionMetrics(
+                self.started.labels(function),
+                self.duration.labels(function),
+                {
+                    outcome: self.ended.labels(function, outcome)
+                    for outcome in ("completed", "retrying", "failed")
+                },
+            )
+        return found

@@ -15,10 +15,10 @@ from typing import Any, Self
 
 import nats.errors
 import structlog
-from nats.aio.client import Client
-from nats.aio.msg import Msg
+from pydantic_core import from_json
 
 from jetcron.bus.refusals import refusal
+from jetcron.bus.wire import STATUS, Client, Headers, Message
 from jetcron.clock import Clock, SystemClock
 from jetcron.errors import (
     AuthorizationFailed,
@@ -33,8 +33,6 @@ from jetcron.settings import Settings
 from jetcron_protocol.topology import MIN_SERVER
 
 log = structlog.get_logger("jetcron.bus")
-
-Headers = dict[str, str]
 
 _CONNECT_SECONDS = 5.0
 _RECONNECT_WAIT = 0.25
@@ -57,7 +55,7 @@ class Link:
         """Our clock minus the server's, at the last answer that carried the server's time."""
         self._client = Client()
         self._inbox = ""
-        self._open: dict[str, asyncio.Future[Msg]] = {}
+        self._open: dict[str, asyncio.Future[Message]] = {}
         self._counter = 0
         self._last_error: Exception | None = None
         self._reconnected = asyncio.Event()
@@ -102,6 +100,8 @@ class Link:
             "max_outstanding_pings": 2,
             "pending_size": 0,
             "flusher_queue_size": 65_536,
+            # Subjects are made by `Names`, of escaped tokens and checked event names.
+            "skip_subject_validation": True,
         } | _credentials(settings)
         try:
             async with asyncio.timeout(_CONNECT_SECONDS):
@@ -111,7 +111,7 @@ class Link:
         # The first connection fails fast, so that a wrong address is reported; later ones never give up.
         self._client.options["max_reconnect_attempts"] = -1
         self._inbox = self._client.new_inbox()
-        await self._client.subscribe(f"{self._inbox}.*", cb=self._on_reply)
+        await self._client.attach(f"{self._inbox}.*", self._on_reply)
 
     def _explain(self, error: Exception) -> BusError:
         url = self.settings.shown_url
@@ -170,7 +170,7 @@ class Link:
     def server_version(self) -> str:
         return str(self._client.connected_server_version).removeprefix("<nats server v").removesuffix(">")
 
-    async def _on_reply(self, msg: Msg) -> None:
+    def _on_reply(self, msg: Message) -> None:
         future = self._open.get(msg.subject)
         if future is not None and not future.done():
             future.set_result(msg)
@@ -197,25 +197,24 @@ class Link:
         *,
         headers: Headers | None = None,
         timeout: float = REQUEST_SECONDS,
-    ) -> Msg:
+    ) -> Message:
         """Publish and wait for one answer. Raises `TryAgain` when none came within `timeout` seconds."""
-        reply, future = self._expect(timeout)
+        reply, future = self._expect()
+        timer = asyncio.get_running_loop().call_later(timeout, _expire, future, timeout)
         try:
             await self.post(subject, payload, reply=reply, headers=headers)
             msg = await future
         finally:
+            timer.cancel()
             self._open.pop(reply, None)
-        if not msg.data and msg.headers and msg.headers.get("Status") == "503":
+        if not msg.data and msg.headers and msg.headers.get(STATUS) == "503":
             raise TryAgain(503, 0, f"nobody answers on {subject}")
         return msg
 
-    def _expect(self, timeout: float) -> tuple[str, "asyncio.Future[Msg]"]:
-        loop = asyncio.get_running_loop()
+    def _expect(self) -> tuple[str, "asyncio.Future[Message]"]:
         self._counter += 1
         reply = f"{self._inbox}.{self._counter}"
-        future: asyncio.Future[Msg] = loop.create_future()
-        timer = loop.call_later(timeout, _expire, future, timeout)
-        future.add_done_callback(lambda _: timer.cancel())
+        future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._open[reply] = future
         return reply, future
 
@@ -235,20 +234,16 @@ class Link:
         await self.api("INFO", timeout=timeout)
 
     @contextlib.asynccontextmanager
-    async def replies(self) -> AsyncIterator[tuple[str, "asyncio.Queue[Msg]"]]:
+    async def replies(self) -> AsyncIterator[tuple[str, "asyncio.Queue[Message]"]]:
         """A reply subject of its own and the queue of what arrives there, for answers in many parts."""
         inbox = self._client.new_inbox()
-        queue: asyncio.Queue[Msg] = asyncio.Queue()
-
-        async def put(msg: Msg) -> None:
-            queue.put_nowait(msg)
-
-        subscription = await self._client.subscribe(inbox, cb=put)
+        queue: asyncio.Queue[Message] = asyncio.Queue()
+        subscription = await self._client.attach(inbox, queue.put_nowait)
         try:
             yield inbox, queue
         finally:
             with contextlib.suppress(nats.errors.Error):
-                await subscription.unsubscribe()
+                await self._client.detach(subscription)
 
     @contextlib.asynccontextmanager
     async def listen(self, subject: str) -> AsyncIterator["asyncio.Queue[tuple[str, bytes]]"]:
@@ -258,16 +253,16 @@ class Link:
         """
         queue: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
 
-        async def put(msg: Msg) -> None:
+        def put(msg: Message) -> None:
             queue.put_nowait((msg.subject, msg.data))
 
-        subscription = await self._client.subscribe(subject, cb=put)
+        subscription = await self._client.attach(subject, put)
         try:
             await self.settled()
             yield queue
         finally:
             with contextlib.suppress(nats.errors.Error):
-                await subscription.unsubscribe()
+                await self._client.detach(subscription)
 
 
 def _credentials(settings: Settings) -> dict[str, Any]:
@@ -286,14 +281,14 @@ def _credentials(settings: Settings) -> dict[str, Any]:
     return options
 
 
-def _expire(future: "asyncio.Future[Msg]", timeout: float) -> None:
+def _expire(future: "asyncio.Future[Message]", timeout: float) -> None:
     if not future.done():
         future.set_exception(TryAgain(408, 0, f"no answer within {timeout:g} s"))
 
 
 def parse_answer(raw: bytes) -> Any:
     """The JSON of a JetStream answer; raises the typed refusal in it."""
-    answer = json.loads(raw)
+    answer = from_json(raw)
     error = answer.get("error")
     if error:
         raise refusal(error)

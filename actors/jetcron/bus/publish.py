@@ -13,8 +13,9 @@ from secrets import token_hex
 
 import structlog
 
-from jetcron.bus.link import REQUEST_SECONDS, Headers, parse_answer
+from jetcron.bus.link import REQUEST_SECONDS, parse_answer
 from jetcron.bus.read import Reader
+from jetcron.bus.wire import Headers
 from jetcron.errors import KnownId, NotFound, PayloadTooLarge, TryAgain, Unconfirmed, WrongSequence
 
 log = structlog.get_logger("jetcron.bus")

@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 from typing import Self
 
 import nats.errors
-from nats.aio.msg import Msg
 
-from jetcron.bus.link import Headers
 from jetcron.bus.publish import Publisher
+from jetcron.bus.wire import DESCRIPTION, STATUS, Headers, Message
 from jetcron.errors import BusError, NotFound, TryAgain
 
 _EXPIRES = 30.0
@@ -39,7 +38,7 @@ class Delivery:
         "subject",
     )
 
-    def __init__(self, bus: Publisher, msg: Msg) -> None:
+    def __init__(self, bus: Publisher, msg: Message) -> None:
         # $JS.ACK.<stream>.<consumer>.<delivered>.<sequence>.<consumer sequence>.<time>.<pending>, or the same
         # with domain and account hash before the stream.
         tokens = msg.reply.split(".")
@@ -94,7 +93,7 @@ class Consumer:
         self.pulled_at: float | None = None
         """Monotonic time of the last sign of life from the server: a message, a heartbeat or an expiry."""
         self._inbox = ""
-        self._arrived: asyncio.Queue[Msg] = asyncio.Queue()
+        self._arrived: asyncio.Queue[Message] = asyncio.Queue()
         self._requests: dict[str, _Request] = {}
         self._number = 0
         self._unanswered = False
@@ -102,17 +101,13 @@ class Consumer:
 
     async def __aenter__(self) -> Self:
         self._inbox = self._bus._client.new_inbox()
-
-        async def put(msg: Msg) -> None:
-            self._arrived.put_nowait(msg)
-
-        self._subscription = await self._bus._client.subscribe(f"{self._inbox}.*", cb=put)
+        self._subscription = await self._bus._client.attach(f"{self._inbox}.*", self._arrived.put_nowait)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         """Stop taking. What arrived and was not fetched is handed back."""
         with contextlib.suppress(nats.errors.Error, BusError):
-            await self._subscription.unsubscribe()
+            await self._bus._client.detach(self._subscription)
             if self._bus.connected:
                 await self._bus.settled(2)
         while not self._arrived.empty():
@@ -171,10 +166,10 @@ class Consumer:
         )
         self._requests[reply] = _Request(want, now, now + expires)
 
-    def _take(self, msg: Msg, found: list[Delivery]) -> None:
+    def _take(self, msg: Message, found: list[Delivery]) -> None:
         now = self._bus.clock.monotonic()
         request = self._requests.get(msg.subject) if not msg.reply else None
-        status = msg.headers.get("Status") if msg.headers and not msg.reply else None
+        status = msg.headers.get(STATUS) if msg.headers and not msg.reply else None
         if status is None:
             self.pulled_at = now
             # The subject of a delivered message is its own; the request it answers is the oldest one open.
@@ -191,7 +186,7 @@ class Consumer:
                 request.heard = now
             return
         self._requests.pop(msg.subject, None)
-        description = (msg.headers or {}).get("Description", "")
+        description = (msg.headers or {}).get(DESCRIPTION, "")
         if (status == "404" and "Consumer" in description) or "Consumer Deleted" in description:
             raise NotFound(f"the consumer {self.durable} is gone")
 

@@ -12,7 +12,8 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from jetcron.bus.link import REQUEST_SECONDS, Headers, Link
+from jetcron.bus.link import REQUEST_SECONDS, Link
+from jetcron.bus.wire import DESCRIPTION, STATUS, Headers, parse_headers
 from jetcron.errors import NotFound, TryAgain
 
 MAX_MULTI = 1000
@@ -137,7 +138,7 @@ class Reader(Link):
                 except TimeoutError:
                     raise TryAgain(408, 0, f"a read of {stream} was not answered") from None
                 headers = msg.headers or {}
-                match headers.get("Status"):
+                match headers.get(STATUS):
                     case None:
                         found.append(
                             StoredMessage(
@@ -156,7 +157,7 @@ class Reader(Link):
                         return found, int(headers.get("Nats-UpTo-Sequence", 0))
                     case status:
                         raise TryAgain(
-                            int(status or 0), 0, f"{stream}: {headers.get('Description', 'refused')}"
+                            int(status or 0), 0, f"{stream}: {headers.get(DESCRIPTION, 'refused')}"
                         )
 
     async def history(self, stream: str, subject: str) -> list[StoredMessage]:
@@ -208,16 +209,6 @@ class Reader(Link):
 def _is_wildcard(subject: str) -> bool:
     tokens = subject.split(".")
     return "*" in tokens or tokens[-1] == ">"
-
-
-def parse_headers(raw: bytes) -> Headers:
-    """The headers of a stored message."""
-    lines = raw.decode("utf-8", "replace").split("\r\n")[1:]
-    return {
-        name.strip(): value.strip()
-        for name, _, value in (line.partition(":") for line in lines)
-        if name.strip()
-    }
 
 
 def rfc3339_ms(text: str) -> int:

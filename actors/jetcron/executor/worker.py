@@ -255,19 +255,25 @@ class Worker:
 
     async def _execute(self, definition: FunctionDefinition, claimed: Claimed) -> Outcome:
         run = claimed.run
-        bound = log.bind(function=run.function, run=run.run, attempt=claimed.attempt)
-        context = make_context(run, attempt=claimed.attempt, memory=claimed, log=bound)
+        context = make_context(run, attempt=claimed.attempt, memory=claimed)
         self._metrics.running.inc()
-        self._metrics.started.labels(run.function).inc()
+        self._metrics.of(run.function).started.inc()
         claimed.started = self._clock.now()
         late = max(claimed.started - run.fire_at, 0)
         self._metrics.lateness.observe(late / 1000)
-        bound.debug("started", late_ms=late, trigger=run.trigger)
+        log.debug(
+            "started",
+            function=run.function,
+            run=run.run,
+            attempt=claimed.attempt,
+            late_ms=late,
+            trigger=run.trigger,
+        )
         try:
             return await invoke(definition, context, data_of(run), self._limiter)
         finally:
             self._metrics.running.dec()
-            self._metrics.duration.labels(run.function).observe((self._clock.now() - claimed.started) / 1000)
+            self._metrics.of(run.function).duration.observe((self._clock.now() - claimed.started) / 1000)
 
     # Record, and what follows.
 
@@ -356,7 +362,7 @@ class Worker:
 
     def _ended(self, claimed: Claimed, entry: JournalEntry, **more: Any) -> None:
         run, outcome = claimed.run, entry.entry
-        self._metrics.ended.labels(run.function, outcome).inc()
+        self._metrics.of(run.function).ended[outcome].inc()
         level = {"completed": log.debug, "retrying": log.warning, "failed": log.error}[outcome]
         took = entry.at - claimed.started if claimed.started is not None else None
         level(outcome, function=run.function, run=run.run, attempt=entry.attempt, took_ms=took, **more)

@@ -1,0 +1,99 @@
+"""The nats client with a shorter way for messages: fewer steps between the socket and whoever waits.
+
+Owns three overrides of nats-py's client, measured to be the executor's largest costs: incoming messages go
+straight to a plain function instead of through a queue and a task, headers are read and written without a
+regular expression a line. Everything else, reconnecting above all, is nats-py's.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import nats.errors
+from nats.aio.client import Client as NatsClient
+from nats.aio.subscription import Subscription
+from nats.protocol.command import hpub_cmd, pub_cmd
+
+Headers = dict[str, str]
+
+_VERSION = b"NATS/1.0"
+STATUS = "Status"
+DESCRIPTION = "Description"
+
+
+@dataclass(slots=True)
+class Message:
+    """A message as it came. An inline status of the server stands in the headers, as `STATUS` and `DESCRIPTION`."""
+
+    subject: str
+    reply: str
+    data: bytes
+    headers: Headers | None
+
+
+Handler = Callable[[Message], None]
+
+
+class Client(NatsClient):
+    """nats-py's client. `attach` subscribes a plain function, called once for each message, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._handlers: dict[int, Handler] = {}
+
+    async def attach(self, subject: str, handler: Handler) -> Subscription:
+        """Call `handler` for each message on `subject`; it must not block and must not raise."""
+        subscription = await self.subscribe(subject, cb=_unreached)
+        self._handlers[subscription._id] = handler
+        return subscription
+
+    async def detach(self, subscription: Subscription) -> None:
+        """Stop calling the handler, and tell the server."""
+        self._handlers.pop(subscription._id, None)
+        await subscription.unsubscribe()
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        handler = self._handlers.get(sid)
+        if handler is None:
+            await super()._process_msg(sid, subject, reply, data, headers)
+            return
+        parsed = parse_headers(headers) if headers else None
+        handler(Message(subject.decode(), reply.decode(), data, parsed))
+
+    async def _send_publish(
+        self, subject: str, reply: str, payload: bytes, payload_size: int, headers: Headers | None
+    ) -> None:
+        if headers:
+            command = hpub_cmd(subject, reply, write_headers(headers), payload)
+        else:
+            command = pub_cmd(subject, reply, payload)
+        await self._send_command(command)
+        if self._flush_queue is not None and self._flush_queue.empty():
+            await self._flush_pending()
+
+
+async def _unreached(message: object) -> None:
+    """What nats-py would call: every message of an attached subscription has gone to its handler."""
+
+
+def write_headers(headers: Headers) -> bytes:
+    """A header block (ADR-4). Raises `BadHeaderError` for a name or value that would break out of its line."""
+    lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    if lines.count("\n") != len(headers) or lines.count("\r") != len(headers):
+        raise nats.errors.BadHeaderError("a header has a line break")
+    return b"NATS/1.0\r\n" + lines.encode() + b"\r\n"
+
+
+def parse_headers(raw: bytes) -> Headers:
+    """The headers in a block, its inline status among them."""
+    first, *lines = raw.split(b"\r\n")
+    found: Headers = {}
+    for line in lines:
+        name, colon, value = line.partition(b":")
+        if colon:
+            found[name.decode("utf-8", "replace").strip()] = value.decode("utf-8", "replace").strip()
+    status = first[len(_VERSION) :].decode("utf-8", "replace").strip()
+    if status:
+        code, _, description = status.partition(" ")
+        found[STATUS] = code
+        found[DESCRIPTION] = description
+    return found
