@@ -5,17 +5,18 @@ is delivered again: it finds its own sequence in the entries it wrote and repeat
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import structlog
 
 from jetcron import dispatch
-from jetcron.bus import MAX_BATCH, TTL, Bus, Delivery, Outgoing, fenced
+from jetcron.bus import MAX_BATCH, TTL, Bus, Delivery, Outgoing, StoredMessage, fenced
 from jetcron.clock import Clock
 from jetcron.cron import CronError, parse
 from jetcron.cycle import Entry, first_tick, successor_armed_from
-from jetcron.errors import TryAgain, Unconfirmed, WrongSequence
+from jetcron.errors import TryAgain, Unconfirmed, WrongSequence, leaves
 from jetcron.journal import RunJournal
 from jetcron.process import Process
 from jetcron.settings import Settings
@@ -43,7 +44,10 @@ PAST_KEPT = 30 * topology.DAY
 """How long a replaced revision is kept, in seconds."""
 FAR_OFF_MS = 60_000
 """A held tick of an older revision is purged when it is further away; a nearer one settles itself."""
-_CANCEL_AT_ONCE = 32
+_AT_ONCE = 32
+"""Consumers made, or runs cancelled, at one time."""
+
+T = TypeVar("T")
 
 
 class Refused(Exception):
@@ -156,17 +160,21 @@ class CronSync:
         known = [*wanted, *(id for id in (app.functions if app else []) if id not in wanted)]
         found = await self._functions(known)
         gone = [
-            function for id, function in found.items() if id not in wanted and function.state != "archived"
+            replace(function, state="archived", command=delivery.sequence)
+            for id, function in found.items()
+            if id not in wanted and (function.state != "archived" or function.command == delivery.sequence)
         ]
-        written = [
+        kept = [
             replace(function, state=_kept_state(found.get(function.id)), command=delivery.sequence)
             for function in wanted.values()
-        ] + [replace(function, state="archived", command=delivery.sequence) for function in gone]
-        await self._consumers(written, found)
-        await self._put_functions(written, found)
-        await self._put_schedules(_schedules(written, found), delivery, applied)
+        ]
+        await self._consumers(kept, found)
+        await self._put_functions(gone, found)  # before their runs are cancelled: nobody starts another
+        await self._put_schedules(_schedules([*kept, *gone], found), delivery, applied)
         for function in gone:
             await self._retire(function)
+        # Only now: the entries these replace say which schedules a function had, should we die before here.
+        await self._put_functions(kept, found)
         await self._put_app(command, delivery, app)
 
     async def _app(self, app: str) -> AppEntry | None:
@@ -204,19 +212,13 @@ class CronSync:
     async def _consumers(self, written: Sequence[Function], found: dict[str, Function]) -> None:
         """A consumer for every function that runs; before any run of it can be published."""
         wanted = [f for f in written if f.state != "archived" and _needs_consumer(f, found.get(f.id))]
-        gate = asyncio.Semaphore(_CANCEL_AT_ONCE)
 
         async def put(function: Function) -> None:
-            async with gate:
-                await self._bus.apply_consumer(
-                    *topology.run_consumer(
-                        self._names, function.id, function.concurrency, self._settings.limits
-                    )
-                )
+            await self._bus.apply_consumer(
+                *topology.run_consumer(self._names, function.id, function.concurrency, self._settings.limits)
+            )
 
-        async with asyncio.TaskGroup() as group:
-            for function in wanted:
-                group.create_task(put(function))
+        await _each(put, wanted)
 
     # Pause, unpause, archive a function.
 
@@ -257,18 +259,14 @@ class CronSync:
 
     async def _retire(self, function: Function) -> None:
         """Cancel what an archived function has ready and held, then delete its consumer."""
-        gate = asyncio.Semaphore(_CANCEL_AT_ONCE)
 
-        async def cancel(payload: bytes) -> None:
-            async with gate:
-                await self._cancel(payload, function)
+        async def cancel(message: StoredMessage) -> None:
+            await self._cancel(message.payload, function)
 
         subjects = (self._names.runs_later_of(function.id), self._names.run_ready(function.id))
         for subject in subjects:
             async for page in self._bus.pages(self._names.work, subject):
-                async with asyncio.TaskGroup() as group:
-                    for message in page:
-                        group.create_task(cancel(message.payload))
+                await _each(cancel, page)
         await self._bus.delete_consumer(self._names.work, self._names.run_consumer(function.id))
         for subject in subjects:
             await self._bus.purge(self._names.work, subject)
@@ -383,6 +381,25 @@ class CronSync:
             tick = self._names.parse_tick(subject)
             if tick.revision < entry.revision and tick.at - now > FAR_OFF_MS:
                 await self._bus.purge(self._names.work, subject)
+
+
+async def _each(work: Callable[[T], Awaitable[None]], items: Iterable[T]) -> None:
+    """Do this for every item, some at one time; storage that does not answer is one `TryAgain`."""
+    gate = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(item: T) -> None:
+        async with gate:
+            await work(item)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for item in items:
+                group.create_task(one(item))
+    except ExceptionGroup as errors:
+        found = list(leaves(errors))
+        if all(isinstance(error, TryAgain) for error in found):
+            raise found[0] from None
+        raise
 
 
 def _check(command: SyncCommand) -> None:
