@@ -37,7 +37,7 @@ lint: $(STAMP) ## Check style, format, types and the direction of imports
 check: lint test ## Lint and test: what has to pass before a merge
 
 demo: $(STAMP) ## Run the example with everything it needs; Ctrl-C ends it
-	'$(BIN)/jetcron' dev examples.notifications:app $(if $(DEMO_SECONDS),--once $(DEMO_SECONDS)) $(ARGS)
+	'$(BIN)/python' -m examples.demo $(if $(DEMO_SECONDS),--seconds $(DEMO_SECONDS)) $(ARGS)
 
 bench: $(STAMP) ## Measure throughput and precision on this machine
 	'$(BIN)/python' -m benchmarks $(ARGS)
