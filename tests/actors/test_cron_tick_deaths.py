@@ -1,7 +1,7 @@
 """cron-tick dies before any of its writes, or hears nothing of it, or every tick comes twice: the same is stored."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest

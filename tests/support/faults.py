@@ -7,7 +7,7 @@ on in the process finds every call raising `Killed`, as if it did not run.
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from nats.aio.msg import Msg
@@ -47,7 +47,7 @@ class LoseAnswer:
 class Refuse:
     """Nothing is written; the caller hears `error`."""
 
-    error: Exception = TryAgain(503, 10008, "refused by the test")
+    error: Exception = field(default_factory=lambda: TryAgain(503, 10008, "refused by the test"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,8 @@ from jetcron.bus import Bus, Delivery, StoredMessage
 from jetcron.clock import Clock, SystemClock
 from jetcron.cron_sync import CronSync
 from jetcron.cron_tick import CronTick
-from jetcron.event_router import EventRouter
 from jetcron.errors import TryAgain
+from jetcron.event_router import EventRouter
 from jetcron.executor import Executor
 from jetcron.health_checker import HealthChecker
 from jetcron.process import Actor, Process, run_actor
@@ -309,10 +309,23 @@ async def take(bus: Bus, stream: str, durable: str, count: int = 1) -> list[Deli
 _ONE_HOWEVER_OFTEN = (".event.", ".sync.", ".gap-")
 """Events and commands are known by their ids, a gap by its subject: a second copy changes nothing."""
 _VOLATILE = {
-    "work": {"reply"},
+    "work": {"reply", "ts"},
     "events": {"ts"},
     "later": {"ts"},
-    "journal": {"at", "to", "executor", "nonce", "message", "started", "traceback", "claimed", "ended", "ts"},
+    "journal": {
+        "at",
+        "to",
+        "next_at",
+        "lost",
+        "executor",
+        "nonce",
+        "message",
+        "started",
+        "traceback",
+        "claimed",
+        "ended",
+        "ts",
+    },
     "dead": {"at", "sequence", "body", "size", "ts"},
     "registry": {"armed_from", "end", "at", "healthy_at"},
     "executors": set(),
@@ -332,10 +345,14 @@ async def snapshot(bus: Bus) -> dict[str, list[Any]]:
         async for page in bus.pages(getattr(names, part), ">"):
             for message in page:
                 body = _plain(message.payload, names.namespace, _VOLATILE[part])
-                if part == "work" and isinstance(body, dict) and body.get("turn"):
+                if part == "work" and isinstance(body, dict) and _fires_when_written(body):
                     body.pop("fire_at")
+                claimed = isinstance(body, dict) and body.get("entry") == "claimed"
+                if claimed:
+                    body.pop("about", None)
                 one = [_without(message.subject, names.namespace, set()), body]
-                if one not in found or not any(mark in message.subject for mark in _ONE_HOWEVER_OFTEN):
+                once = claimed or any(mark in message.subject for mark in _ONE_HOWEVER_OFTEN)
+                if one not in found or not once:
                     found.append(one)
         state[part] = sorted(found, key=repr)
     listing = await bus.api(f"CONSUMER.LIST.{names.work}")
@@ -349,6 +366,11 @@ async def snapshot(bus: Bus) -> dict[str, list[Any]]:
         for consumer in listing["consumers"]
     )
     return state
+
+
+def _fires_when_written(run: dict[str, Any]) -> bool:
+    """Whether a run's time is that of a retry, or of an event that names none."""
+    return "fire_at" in run and bool(run.get("turn") or (run.get("event") or {"at": 0}).get("at") is None)
 
 
 def _plain(payload: bytes, namespace: str, volatile: set[str]) -> Any:

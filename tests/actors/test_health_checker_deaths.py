@@ -1,0 +1,67 @@
+"""health-checker dies before any of its writes, or hears nothing of it, or a sweep comes twice: the same is stored."""
+
+from collections.abc import Sequence
+from itertools import count
+
+from jetcron.bus import Delivery
+from jetcron.dispatch import held_event, held_tick, next_turn
+from jetcron_protocol.codec import encode
+from jetcron_protocol.ids import group_of, manual_run_id, shard
+from jetcron_protocol.messages import Event, Run, Schedule, Tick
+from tests.support.faults import FaultyBus
+from tests.support.nats_server import NatsServer
+from tests.support.stack import HastyClock, Scenario, Stack, every_fault, play
+
+HOUR = 3_600_000
+YEAR_3000 = 32_503_680_000_000
+
+
+def in_group(group: int, number: int = 1) -> list[str]:
+    """Ids of schedules whose shards are of a group."""
+    found = (f"s{n}" for n in count() if group_of(shard(f"s{n}")) == group)
+    return [next(found) for _ in range(number)]
+
+
+def sweep(group: int, ahead: int = 0) -> Scenario:
+    """A group with a broken cycle, one that is whole, one paused, ticks of an unknown one; held messages."""
+    broken, whole, paused, unknown = in_group(group, 4)
+
+    async def prepare(stack: Stack) -> None:
+        names, bus = stack.names, stack.bus
+        for id, state in ((broken, "active"), (whole, "active"), (paused, "paused")):
+            schedule = Schedule(id=id, function="app.f", at=YEAR_3000, state=state)  # type: ignore[arg-type]
+            revision = (await bus.publish(names.schedule_key(id), encode(schedule))).sequence
+            if id == whole:
+                await bus.store(held_tick(names, Tick(schedule=id, revision=revision, at=YEAR_3000), 500))
+        await bus.store(held_tick(names, Tick(schedule=unknown, revision=9, at=YEAR_3000), 500))
+        run = Run(run=manual_run_id("app.f", "1"), function="app.f", trigger="manual", fire_at=YEAR_3000)
+        await bus.store(next_turn(names, run, turn=3, fire_at=YEAR_3000, lead=500))
+        event = Event(id="1", name="x", ts=1, at=YEAR_3000)
+        await bus.store(held_event(names, event, 500))
+        await bus.publish(names.health_due, str(group).encode())
+
+    async def act(stack: Stack, bus: FaultyBus, deliveries: Sequence[Delivery]) -> None:
+        await stack.make("health-checker", bus, clock=HastyClock(ahead)).handle(deliveries)
+
+    return Scenario(prepare, act, durable="health_checker")
+
+
+async def test_a_fault_in_any_write_changes_nothing(shared_nats: NatsServer) -> None:
+    async for where, whole, disturbed in every_fault(shared_nats, sweep(5)):
+        assert disturbed.state == whole.state, where
+        assert any("tick.held" in name for name in whole.writes)
+        assert any("PURGE" in name for name in whole.writes)
+
+
+async def test_a_fault_while_overdue_messages_are_freed_changes_nothing(shared_nats: NatsServer) -> None:
+    """By this checker's clock everything held is overdue; the server, whose clock is right, holds it again."""
+    for group in (0, 1):
+        async for where, whole, disturbed in every_fault(shared_nats, sweep(group, YEAR_3000)):
+            assert disturbed.state == whole.state, where
+            assert any(".later." in name for name in whole.writes)
+
+
+async def test_every_sweep_twice_is_every_sweep_once(shared_nats: NatsServer) -> None:
+    once = await play(shared_nats, sweep(0))
+    twice = await play(shared_nats, sweep(0), again=1)
+    assert twice.state == once.state
