@@ -60,6 +60,7 @@ def configure(
     logging.captureWarnings(True)
     # The bus reports what the nats client reports, in its own words.
     logging.getLogger("nats").setLevel(logging.CRITICAL)
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)
 
 
 def _stamps() -> list[Processor]:

@@ -23,6 +23,7 @@ from jetcron.clock import Clock, SystemClock
 from jetcron.errors import (
     AuthorizationFailed,
     BusError,
+    ConfigurationError,
     JetStreamDisabled,
     PayloadTooLarge,
     ServerTooOld,
@@ -78,7 +79,8 @@ class Link:
             with contextlib.suppress(BusError):
                 await self.settled(2)
         if not self._client.is_closed and self._client.options:
-            with contextlib.suppress(nats.errors.Error, OSError):
+            # The client asserts that it was once connected.
+            with contextlib.suppress(nats.errors.Error, OSError, AssertionError):
                 await self._client.close()
         for future in self._open.values():
             if not future.done():
@@ -108,15 +110,28 @@ class Link:
                 await self._client.connect(**options)
         except (nats.errors.Error, OSError, TimeoutError) as error:
             raise self._explain(self._last_error or error) from None
+        except Exception as error:
+            self._explain_files(error)
+            raise
         # The first connection fails fast, so that a wrong address is reported; later ones never give up.
         self._client.options["max_reconnect_attempts"] = -1
         self._inbox = self._client.new_inbox()
         await self._client.attach(f"{self._inbox}.*", self._on_reply)
 
+    def _explain_files(self, error: Exception) -> None:
+        """Raise `AuthorizationFailed` when the client could not make sense of a credentials file."""
+        for variable, file in (
+            ("NATS_CREDS", self.settings.nats_creds),
+            ("NATS_NKEY_SEED", self.settings.nats_nkey_seed),
+        ):
+            if file is not None:
+                text = str(error) or type(error).__name__
+                raise AuthorizationFailed(f"{variable}={str(file)!r}: cannot be used ({text})") from None
+
     def _explain(self, error: Exception) -> BusError:
         url = self.settings.shown_url
         text = str(error) or type(error).__name__
-        if "authorization" in text.lower() or "authentication" in text.lower():
+        if _is_refusal(error):
             return AuthorizationFailed(
                 f"{url} refused the credentials ({text}); check NATS_CREDS, NATS_USER and NATS_PASSWORD"
             )
@@ -136,7 +151,9 @@ class Link:
             ) from None
 
     async def _on_error(self, error: Exception) -> None:
-        self._last_error = error
+        # The server closes the connection it refuses, and that may be reported after its refusal.
+        if self._last_error is None or not _is_refusal(self._last_error):
+            self._last_error = error
         log.debug("nats error", error=repr(error))
 
     async def _on_disconnect(self) -> None:
@@ -265,6 +282,11 @@ class Link:
                 await self._client.detach(subscription)
 
 
+def _is_refusal(error: Exception) -> bool:
+    text = str(error).lower()
+    return "authorization" in text or "authentication" in text
+
+
 def _credentials(settings: Settings) -> dict[str, Any]:
     """How to log in, in the nats client's words."""
     options: dict[str, Any] = {}
@@ -277,7 +299,12 @@ def _credentials(settings: Settings) -> dict[str, Any]:
     if settings.nats_token is not None:
         options["token"] = settings.nats_token.get_secret_value()
     if settings.nats_ca is not None:
-        options["tls"] = ssl.create_default_context(cafile=str(settings.nats_ca))
+        try:
+            options["tls"] = ssl.create_default_context(cafile=str(settings.nats_ca))
+        except OSError as error:
+            raise ConfigurationError(
+                f"NATS_CA={str(settings.nats_ca)!r}: holds no certificates ({error})"
+            ) from None
     return options
 
 

@@ -93,7 +93,7 @@ def dev(
     target: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODULE:APP]", help="Where the App is, as for `executor`; without it, no executor runs."
+            metavar="MODULE:APP", help="Where the App is, as for `executor`; without it, no executor runs."
         ),
     ] = None,
     store: Annotated[

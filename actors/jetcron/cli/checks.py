@@ -1,13 +1,21 @@
-"""`settings`, and `doctor` on the command line."""
+"""`settings` and `doctor`: how things are set, and what is wrong, if anything."""
+
+from collections import Counter
 
 import typer
 
+from jetcron import loop
 from jetcron.cli import output, session
+from jetcron.cli.doctor import examine
 from jetcron.cli.functions import Json
+
+_SOURCES = {"default": "[dim]default[/dim]", "environment": "environment", "argument": "jetcron dev here"}
+_MARKS = {"ok": "[green]✓[/green]", "note": "[yellow]•[/yellow]", "wrong": "[red]✗[/red]"}
 
 
 def add_to(app: typer.Typer) -> None:
     """Add these verbs."""
+    app.command("doctor")(doctor)
     app.command("settings")(settings)
 
 
@@ -22,8 +30,26 @@ def settings(json: Json = False) -> None:
         {
             "SETTING": lambda row: row.variable,
             "VALUE": lambda row: output.escape(row.value),
-            "FROM": lambda row: f"[dim]{row.source}[/dim]" if row.source == "default" else row.source,
+            "FROM": lambda row: _SOURCES[row.source],
             "MEANING": lambda row: f"[dim]{output.escape(row.meaning)}[/dim]",
         },
         empty="",
     )
+
+
+def doctor(json: Json = False) -> None:
+    """What is wrong, if anything, and what to do about it; exit code 1 if something is."""
+    found = loop.run(examine(session.settings()))
+    wrong = Counter(finding.level for finding in found)["wrong"]
+    if json:
+        output.print_json({"ok": not wrong, "findings": found})
+    else:
+        console = output.out()
+        width = max(len(finding.about) for finding in found)
+        for finding in found:
+            do = f"\n  {' ' * width}  → {output.escape(finding.do)}" if finding.do else ""
+            about = output.escape(finding.about.ljust(width))
+            console.print(f"{_MARKS[finding.level]} [bold]{about}[/bold]  {output.escape(finding.what)}{do}")
+        console.print("[green]nothing is wrong[/green]" if not wrong else f"[red]{wrong} wrong[/red]")
+    if wrong:
+        raise typer.Exit(1)

@@ -77,13 +77,7 @@ def fail(text: str) -> Never:
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout: times are ISO 8601 in UTC."""
-    sys.stdout.write(
-        json.dumps(value, default=jsonable, ensure_ascii=False, indent=None if _is_row(value) else 2) + "\n"
-    )
-
-
-def _is_row(value: Any) -> bool:
-    return not isinstance(value, list | dict)
+    sys.stdout.write(json.dumps(value, default=jsonable, ensure_ascii=False, indent=2) + "\n")
 
 
 def jsonable(value: object) -> Any:
@@ -137,16 +131,26 @@ def table(rows: Sequence[Any], columns: Mapping[str, Callable[[Any], str]], *, e
     if not rows:
         say(f"[dim]{escape(empty)}[/dim]")
         return
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        # Whoever reads us by lines and columns must find whole words.
-        console = Console(highlight=False, width=10_000)
-    grid = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    grid = Table(
+        box=None,
+        pad_edge=False,
+        header_style="dim",
+        padding=(0, 2, 0, 0),
+        show_header=any(map(str.strip, columns)),
+    )
     for name in columns:
         grid.add_column(name, overflow="fold")
     for row in rows:
         grid.add_row(*(cell(row) for cell in columns.values()))
-    console.print(grid)
+    console = Console(highlight=False)
+    if console.is_terminal:
+        console.print(grid)
+        return
+    # Whoever reads us by lines and columns must find whole words, and nothing after the last.
+    console = Console(highlight=False, width=10_000)
+    with console.capture() as capture:
+        console.print(grid)
+    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in capture.get().splitlines()))
 
 
 def first_line(text: str, width: int = 80) -> str:

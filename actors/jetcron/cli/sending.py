@@ -1,6 +1,7 @@
 """Verbs that start something: `send` an event, `run` a function."""
 
 import json as json_
+import math
 import sys
 from datetime import datetime
 from typing import Annotated, Any
@@ -15,10 +16,10 @@ from jetcron.errors import ConfigurationError, RunFailed
 from jetcron.events import Event
 
 _FOREVER = "inf"
+_PATIENCE = 5.0
+"""Seconds after which a run nobody has taken is worth a word."""
 
-Data = Annotated[
-    str | None, typer.Argument(metavar="[JSON]", help="The data, as JSON; - reads it from stdin.")
-]
+Data = Annotated[str | None, typer.Argument(metavar="JSON", help="The data, as JSON; - reads it from stdin.")]
 Id = Annotated[
     str | None, typer.Option("--id", help="The same id again starts nothing while the first is remembered.")
 ]
@@ -103,13 +104,22 @@ def run(
 
 async def _result(handle: RunHandle, wait: float) -> Any:
     try:
-        return await handle.result(None if wait == float(_FOREVER) else wait)
+        try:
+            return await handle.result(min(wait, _PATIENCE))
+        except TimeoutError:
+            if await handle.status() == "queued":
+                app = output.escape(handle.function.partition(".")[0])
+                output.say(f"[yellow]nobody has taken it yet; is an executor of {app!r} running?[/yellow]")
+            left = wait - _PATIENCE
+            if left <= 0:
+                raise
+            return await handle.result(None if math.isinf(left) else left)
     except TimeoutError:
         output.fail(
             f"{handle.function} has not ended within {wait:g} s; it goes on: jetcron runs show {handle.id}"
         )
     except RunFailed as error:
-        if error.traceback:
+        if error.traceback.startswith("Traceback"):
             output.say(output.escape(error.traceback.rstrip()))
         raise
 

@@ -38,6 +38,7 @@ CODE_AT_FAULT = 5
 """The user's module raised, or its definitions were refused: a change of it may mend that."""
 
 _REGISTER_SECONDS = 10.0
+_LOST_ATTEMPTS = 1_000
 _INFRASTRUCTURE: tuple[tuple[str, Make], ...] = (
     (CronSync.name, CronSync),
     (CronTick.name, CronTick),
@@ -53,7 +54,8 @@ def main(arguments: Sequence[str]) -> int:
     paint = Paint(colours())
     target = arguments[3]
     try:
-        settings = Settings.load(grace=float(arguments[1]))
+        # Every reload may cut a long run short: here that says nothing about the run.
+        settings = Settings.load(grace=float(arguments[1]), lost_attempts=_LOST_ATTEMPTS)
         clock = SystemClock()
         if settings.log_format == "json":
             logs.configure(settings, long_lived=True)

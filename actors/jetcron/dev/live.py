@@ -15,6 +15,7 @@ import structlog
 from structlog.typing import EventDict, WrappedLogger
 
 from jetcron.clock import from_ms
+from jetcron.dispatch import SYSTEM_EVENTS
 from jetcron.logs import LEVELS, local_time, write
 
 _STYLES = {
@@ -101,6 +102,8 @@ class Live:
 
     def _routed(self, event: dict[str, Any]) -> str:
         functions = event["functions"]
+        if not functions and event["name"].startswith(SYSTEM_EVENTS):
+            raise structlog.DropEvent
         to = f"→ {', '.join(functions)}" if functions else self._paint("no function takes it", "dim")
         return self._row("✉ ", "cyan", event["name"], to)
 
@@ -125,7 +128,9 @@ class Live:
         return self._with_trace(f"{row}  {hint}", event)
 
     def _with_trace(self, row: str, event: dict[str, Any]) -> str:
-        return self._indented(row, str(event.get("exception") or ""))
+        trace = str(event.get("exception") or "")
+        # Without a frame of the user's it says no more than the line itself.
+        return self._indented(row, trace if trace.startswith("Traceback") else "")
 
     def _indented(self, row: str, block: str) -> str:
         lines = [self._paint(f"      {line}", "dim") for line in block.rstrip().splitlines()]

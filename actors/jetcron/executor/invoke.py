@@ -15,7 +15,7 @@ import anyio.to_thread
 
 from jetcron.app import FunctionDefinition
 from jetcron.context import Context
-from jetcron.errors import signal_in
+from jetcron.errors import PayloadInvalid, signal_in
 from jetcron_protocol.messages import Failure
 
 _MAX_TRACEBACK = 16_000
@@ -96,7 +96,9 @@ def describe(error: BaseException) -> Failure:
     kind = type(error)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
     text = str(error) or ("the code called sys.exit" if isinstance(error, SystemExit) else "")
-    lines = traceback.format_exception(kind, error, _users_part(error.__traceback__))
+    # Data that did not fit was refused by us, before the user's code: there is no frame to show.
+    trace = None if isinstance(error, PayloadInvalid) else _users_part(error.__traceback__)
+    lines = traceback.format_exception(kind, error, trace)
     return Failure(type=name, message=text[:_MAX_MESSAGE], traceback="".join(lines)[-_MAX_TRACEBACK:])
 
 

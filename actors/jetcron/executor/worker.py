@@ -365,6 +365,8 @@ class Worker:
         self._metrics.of(run.function).ended[outcome].inc()
         level = {"completed": log.debug, "retrying": log.warning, "failed": log.error}[outcome]
         took = entry.at - claimed.started if claimed.started is not None else None
+        if entry.error is not None:
+            more["exception"] = entry.error.traceback
         level(outcome, function=run.function, run=run.run, attempt=entry.attempt, took_ms=took, **more)
 
 

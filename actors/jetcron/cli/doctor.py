@@ -1,0 +1,388 @@
+"""`jetcron doctor`: looks at everything that can be wrong from outside, and says what to do about it.
+
+Only reads. It sees what the server and the registry show at this moment: whether somebody pulls, not whether
+the code behind the pull is right. Of very many schedules it looks at a sample.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from jetcron.bus import Bus, rfc3339_ms
+from jetcron.clock import Clock, SystemClock
+from jetcron.cycle import next_occurrence
+from jetcron.errors import BusError, NotFound, TopologyMissing
+from jetcron.settings import Settings
+from jetcron_protocol import topology
+from jetcron_protocol.codec import DecodeError, decode
+from jetcron_protocol.ids import GROUPS, SHARDS
+from jetcron_protocol.messages import ExecutorEntry, Function, Schedule, Sweep
+from jetcron_protocol.subjects import split_function
+
+Level = Literal["ok", "note", "wrong"]
+
+_NEARLY_FULL = 0.8
+_LOOKS = 4
+_PAUSE = 0.25
+_SAMPLE = 20_000
+"""Schedules looked at."""
+_SETTLES = 2.0
+"""Seconds after which what looked broken is looked at again."""
+_AT_WORK_MS = 5_000
+_ACTORS = {
+    "cron-sync": "jetcron cron-sync",
+    "cron-tick": "jetcron cron-tick",
+    "health-checker": "jetcron health-checker",
+    "event-router": "jetcron event-router",
+    "event-router-later": "jetcron event-router",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What was looked at and what was found; `do` is what mends it. A note is no fault."""
+
+    level: Level
+    about: str
+    what: str
+    do: str = ""
+
+
+async def examine(settings: Settings, clock: Clock | None = None) -> list[Finding]:
+    """Every finding, the faults among them; never raises for what it is meant to find."""
+    clock = clock or SystemClock()
+    try:
+        async with Bus(settings, clock=clock, name="jetcron doctor") as bus:
+            doctor = _Doctor(bus, clock, settings)
+            return [finding async for finding in doctor.findings()]
+    except BusError as error:
+        return [Finding("wrong", "server", str(error))]
+
+
+class _Doctor:
+    def __init__(self, bus: Bus, clock: Clock, settings: Settings) -> None:
+        self._bus = bus
+        self._names = bus.names
+        self._clock = clock
+        self._settings = settings
+
+    async def findings(self) -> AsyncIterator[Finding]:
+        """In the order in which one thing rests on another."""
+        yield Finding(
+            "ok",
+            "server",
+            f"nats-server {self._bus.server_version} with JetStream at {self._settings.shown_url}",
+        )
+        shape = await self._topology()
+        yield shape
+        if shape.level == "wrong":
+            return
+        for part in (
+            self._storage,
+            self._our_clock,
+            self._actors,
+            self._sweeps,
+            self._apps,
+            self._cycles,
+            self._dead,
+        ):
+            for finding in await part():
+                yield finding
+
+    async def _topology(self) -> Finding:
+        missing = []
+        for stream in topology.streams(self._names, self._settings.limits):
+            try:
+                await self._bus.stream_state(stream["name"])
+            except TopologyMissing:
+                missing.append(stream["name"])
+        if missing:
+            return Finding("wrong", "streams", f"missing: {', '.join(missing)}", "run jetcron init")
+        try:
+            await self._bus.check_topology()
+        except BusError as error:
+            return Finding("wrong", "streams", str(error), "run jetcron init")
+        return Finding("ok", "streams", f"as they should be, in the namespace {self._names.namespace}")
+
+    async def _storage(self) -> list[Finding]:
+        account = await self._bus.api("INFO")
+        tier = account.get("tier") or {}
+        limits = account.get("limits") or tier.get("limits") or {}
+        found = []
+        for kind, used, limit in (
+            ("file", account.get("storage", 0), limits.get("max_storage", -1)),
+            ("memory", account.get("memory", 0), limits.get("max_memory", -1)),
+        ):
+            if limit > 0 and used > limit * _NEARLY_FULL:
+                found.append(
+                    Finding(
+                        "wrong",
+                        "storage",
+                        f"the account uses {used / limit:.0%} of its {_bytes(limit)} of {kind} storage",
+                        "raise its limit, or keep events, runs and dead letters for less long",
+                    )
+                )
+        return found or [Finding("ok", "storage", f"{_bytes(account.get('storage', 0))} used")]
+
+    async def _our_clock(self) -> list[Finding]:
+        await self._bus.stream_state(self._names.work)
+        offset = self._bus.clock_offset_ms
+        text = f"this machine's clock is {abs(offset):.0f} ms {'ahead of' if offset > 0 else 'behind'} the server's"
+        if abs(offset) > self._settings.lead_ms:
+            return [Finding("wrong", "clock", text, "set it right (chrony, ntp): actors here are not ready")]
+        if abs(offset) > self._settings.lead_ms / 4:
+            return [
+                Finding(
+                    "note", "clock", text, "set it right (chrony, ntp): runs start as much too early or late"
+                )
+            ]
+        return [Finding("ok", "clock", text)]
+
+    # Actors: who pulls from a durable consumer shows as a waiting request.
+
+    async def _pulled(self, stream: str, durable: str) -> dict[str, Any]:
+        """The consumer's state at the last of a few looks, or at the first that finds a waiting request."""
+        info: dict[str, Any] = {}
+        for look in range(_LOOKS):
+            info = await self._bus.consumer(stream, durable)
+            if info.get("num_waiting"):
+                break
+            if look < _LOOKS - 1:
+                await self._clock.sleep(_PAUSE)
+        return info
+
+    async def _actors(self) -> list[Finding]:
+        consumers = topology.consumers(self._names, self._settings.limits)
+        states = await asyncio.gather(
+            *(self._pulled(stream, config["durable_name"]) for stream, config in consumers)
+        )
+        found = []
+        for (_, config), info in zip(consumers, states, strict=True):
+            durable = config["durable_name"]
+            waiting = info.get("num_pending", 0)
+            backlog = f", {waiting} messages wait" if waiting else ""
+            if info.get("num_waiting") or self._at_work(info):
+                found.append(Finding("ok", durable, f"pulls{backlog}"))
+            else:
+                found.append(Finding("wrong", durable, f"nobody pulls{backlog}", f"start {_ACTORS[durable]}"))
+        return found
+
+    def _at_work(self, info: dict[str, Any]) -> bool:
+        """Whether somebody has just taken messages: whoever has its hands full asks for no more."""
+        last = (info.get("delivered") or {}).get("last_active")
+        if not last or not info.get("num_ack_pending"):
+            return False
+        return rfc3339_ms(info["ts"]) - rfc3339_ms(last) < _AT_WORK_MS
+
+    async def _sweeps(self) -> list[Finding]:
+        held = await self._bus.subjects(self._names.work, f"{self._names.namespace}.health.held.*")
+        if len(held) < GROUPS:
+            return [
+                Finding(
+                    "wrong", "sweeps", f"only {len(held)} of {GROUPS} sweeps are armed", "run jetcron init"
+                )
+            ]
+        now = self._clock.now()
+        keys = [self._names.health_key(group) for group in range(GROUPS)]
+        late = 0
+        entries = await self._bus.entries(keys)
+        for stored in entries.values():
+            try:
+                sweep = decode(Sweep, stored.payload)
+            except DecodeError:
+                continue
+            late += (
+                now - sweep.healthy_at > 3 * self._settings.sweep_every_ms + self._settings.repair_grace_ms
+            )
+        if late:
+            return [
+                Finding(
+                    "wrong",
+                    "sweeps",
+                    f"{late} of {GROUPS} groups were not swept for three periods: broken cycles stay broken",
+                    "look at the health-checker's log",
+                )
+            ]
+        return [Finding("ok", "sweeps", f"{len(entries)} of {GROUPS} groups swept lately")]
+
+    # Apps, functions and their executors.
+
+    async def _apps(self) -> list[Finding]:
+        functions, unread = await self._functions()
+        alive = await self._executors()
+        found = [
+            Finding(
+                "wrong",
+                "functions",
+                f"the entry {key} cannot be read",
+                "update this program, or sync its app",
+            )
+            for key in unread
+        ]
+        by_app: dict[str, list[Function]] = {}
+        for function in functions:
+            by_app.setdefault(split_function(function.id)[0], []).append(function)
+        for app, members in sorted(by_app.items()):
+            found += await self._app(app, members, alive.get(app, []))
+        if not by_app:
+            found.append(
+                Finding("note", "apps", "no functions are registered", "jetcron executor MODULE:APP does it")
+            )
+        return found
+
+    async def _app(
+        self, app: str, functions: Sequence[Function], alive: Sequence[ExecutorEntry]
+    ) -> list[Finding]:
+        if not alive:
+            return [
+                Finding(
+                    "wrong",
+                    app,
+                    f"no executor is alive for its {len(functions)} functions",
+                    "start jetcron executor MODULE:APP with this app",
+                )
+            ]
+        running = sum(one.running for one in alive)
+        count = f"{len(alive)} executor{'s' if len(alive) > 1 else ''} alive"
+        found = [Finding("ok", app, f"{count}, {len(functions)} functions, {running} runs in hand")]
+        for function in functions:
+            found += await self._function(function)
+        return found
+
+    async def _function(self, function: Function) -> list[Finding]:
+        if function.state == "paused":
+            return [Finding("note", function.id, "is paused", f"jetcron functions unpause {function.id}")]
+        try:
+            info = await self._pulled(self._names.work, self._names.run_consumer(function.id))
+        except NotFound:
+            return [
+                Finding(
+                    "wrong", function.id, "its consumer is missing", "run jetcron sync MODULE:APP --force"
+                )
+            ]
+        if info.get("num_waiting"):
+            return []
+        ready, busy = info.get("num_pending", 0), info.get("num_ack_pending", 0)
+        if busy:
+            return [
+                Finding(
+                    "note",
+                    function.id,
+                    f"its executors ask for no more: {busy} runs are in hand, {ready} wait",
+                    "start another executor if that lasts",
+                )
+            ]
+        return [
+            Finding(
+                "wrong",
+                function.id,
+                f"no executor pulls its runs ({ready} wait)",
+                "start an executor whose code has this function",
+            )
+        ]
+
+    async def _functions(self) -> tuple[list[Function], list[str]]:
+        keys = await self._bus.subjects(self._names.registry, self._names.functions)
+        functions, unread = [], []
+        for key, stored in sorted((await self._bus.entries(keys)).items()):
+            try:
+                function = decode(Function, stored.payload)
+            except DecodeError:
+                unread.append(key)
+            else:
+                if function.state != "archived":
+                    functions.append(function)
+        return functions, unread
+
+    async def _executors(self) -> dict[str, list[ExecutorEntry]]:
+        """By app: those whose key stands."""
+        found: dict[str, list[ExecutorEntry]] = {}
+        keys = await self._bus.subjects(self._names.executors, self._names.executors_all)
+        for key in keys:
+            stored = await self._bus.last(self._names.executors, key)
+            if stored is not None and stored.payload:
+                entry = decode(ExecutorEntry, stored.payload)
+                found.setdefault(entry.app, []).append(entry)
+        return found
+
+    # Cycles: an active schedule always has a tick, held or due.
+
+    async def _cycles(self) -> list[Finding]:
+        shards = [f"{number:02x}" for number in range(SHARDS)]
+        random.shuffle(shards)
+        seen = 0
+        suspects: list[str] = []
+        looked = 0
+        for start in range(0, SHARDS, 16):
+            for schedules, ticking in await asyncio.gather(*map(self._shard, shards[start : start + 16])):
+                seen += len(schedules)
+                suspects += schedules - ticking
+            looked += 16
+            if seen > _SAMPLE:
+                break
+        sampled = f"{seen} schedules" if looked == SHARDS else f"{seen} schedules, a sample"
+        broken = await self._really_broken(suspects)
+        if broken:
+            named = ", ".join(broken[:3]) + (f" and {len(broken) - 3} more" if len(broken) > 3 else "")
+            return [
+                Finding(
+                    "wrong",
+                    "schedules",
+                    f"{len(broken)} of {sampled} have no tick: {named}",
+                    "the health-checker restarts them within a few minutes; see that it runs",
+                )
+            ]
+        return [Finding("ok", "schedules", f"{sampled}: each active one has its tick")]
+
+    async def _shard(self, shard: str) -> tuple[set[str], set[str]]:
+        """The schedules of a shard, and those with a tick. Ticks are read last: a new schedule gets its own later."""
+        keys = await self._bus.subjects(self._names.registry, self._names.schedules_of_shard(shard))
+        if not keys:
+            return set(), set()
+        ticks = await self._bus.subjects(self._names.work, self._names.ticks_of_shard(shard))
+        return (
+            {self._names.parse_schedule_key(key) for key in keys},
+            {self._names.parse_tick(tick).schedule for tick in ticks},
+        )
+
+    async def _really_broken(self, suspects: Sequence[str]) -> list[str]:
+        """Those that are active, have an occurrence to come, and still no tick a moment later."""
+        candidates = await self._active(suspects)
+        if not candidates:
+            return []
+        await self._clock.sleep(_SETTLES)
+        broken = []
+        for schedule in await self._active(candidates):
+            if not await self._bus.subjects(self._names.work, self._names.ticks_of(schedule)):
+                broken.append(schedule)
+        return broken
+
+    async def _active(self, schedules: Sequence[str]) -> list[str]:
+        keys = {self._names.schedule_key(schedule): schedule for schedule in schedules}
+        now = self._clock.now()
+        found = []
+        for key, stored in (await self._bus.entries(list(keys))).items():
+            try:
+                entry = decode(Schedule, stored.payload)
+            except DecodeError:
+                found.append(keys[key])
+                continue
+            if entry.state == "active" and next_occurrence(entry, max(now, entry.armed_from)) is not None:
+                found.append(entry.id)
+        return sorted(found)
+
+    async def _dead(self) -> list[Finding]:
+        state = await self._bus.stream_state(self._names.dead)
+        if not state.messages:
+            return [Finding("ok", "dead letters", "none")]
+        return [Finding("note", "dead letters", f"{state.messages}", "look at them: jetcron dead list")]
+
+
+def _bytes(size: float) -> str:
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
