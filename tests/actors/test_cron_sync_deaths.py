@@ -16,7 +16,7 @@ from tests.support.stack import Scenario, Stack, every_fault, play, take
 
 NEW_YEAR = CronTrigger(expression="0 0 1 1 *")
 LABOUR_DAY = CronTrigger(expression="0 0 1 5 *")
-YEAR_3000 = 32_503_680_000_000
+YEAR_2200 = 7_258_118_400_000
 BOTH = Function(id="app.both", cron=[NEW_YEAR, LABOUR_DAY], concurrency=3)
 ON_EVENT = Function(id="app.on", on=["order.*"])
 FIRST = SyncCommand(id="1", command="register", app="app", functions=[BOTH, ON_EVENT], hash="one")
@@ -58,10 +58,10 @@ class Case:
                     run=manual_run_id(self.runs_of, str(number)),
                     function=self.runs_of,
                     trigger="manual",
-                    fire_at=0 if number == 0 else YEAR_3000,
+                    fire_at=0 if number == 0 else YEAR_2200,
                 )
                 await stack.bus.store(
-                    next_turn(stack.names, run, turn=turn, fire_at=YEAR_3000, lead=500)
+                    next_turn(stack.names, run, turn=turn, fire_at=YEAR_2200, lead=500)
                     if turn
                     else new_run(stack.names, run, now=0, lead=500)
                 )

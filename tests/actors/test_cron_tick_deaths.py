@@ -12,7 +12,7 @@ from jetcron_protocol.codec import encode
 from jetcron_protocol.messages import Past, Schedule, Tick
 from tests.support.faults import FaultyBus
 from tests.support.nats_server import NatsServer
-from tests.support.stack import Scenario, Stack, every_fault, play
+from tests.support.stack import ALL_FAULTS, Scenario, Stack, every_fault, play
 
 HOUR = 3_600_000
 MINUTE = 60_000
@@ -87,7 +87,7 @@ def cases() -> dict[str, Due]:
 
 @pytest.mark.parametrize("name", cases())
 async def test_a_fault_in_any_write_changes_nothing(name: str, shared_nats: NatsServer) -> None:
-    async for where, whole, disturbed in every_fault(shared_nats, cases()[name].scenario()):
+    async for where, whole, disturbed in every_fault(shared_nats, cases()[name].scenario(), ALL_FAULTS):
         assert disturbed.state == whole.state, where
 
 

@@ -20,7 +20,7 @@ from jetcron_protocol.ids import manual_run_id
 from jetcron_protocol.messages import Run
 from tests.support.faults import FaultyBus
 from tests.support.nats_server import NatsServer
-from tests.support.stack import Scenario, Stack, every_fault, play
+from tests.support.stack import ALL_FAULTS, Scenario, Stack, every_fault, play
 
 app = App("app")
 
@@ -94,7 +94,7 @@ CASES = {name: Case(f"app.{name}") for name in ("returns", "sends", "retries", "
 
 @pytest.mark.parametrize("name", CASES)
 async def test_a_fault_in_any_write_changes_nothing(name: str, shared_nats: NatsServer) -> None:
-    async for where, whole, disturbed in every_fault(shared_nats, CASES[name].scenario()):
+    async for where, whole, disturbed in every_fault(shared_nats, CASES[name].scenario(), ALL_FAULTS):
         assert disturbed.state == whole.state, where
 
 

@@ -308,27 +308,25 @@ async def take(bus: Bus, stream: str, durable: str, count: int = 1) -> list[Deli
 
 _ONE_HOWEVER_OFTEN = (".event.", ".sync.", ".gap-")
 """Events and commands are known by their ids, a gap by its subject: a second copy changes nothing."""
+_ATTEMPT = {
+    "at",
+    "next_at",
+    "lost",
+    "executor",
+    "nonce",
+    "message",
+    "started",
+    "claimed",
+    "ended",
+    "traceback",
+}
 _VOLATILE = {
     "work": {"reply", "ts"},
     "events": {"ts"},
     "later": {"ts"},
-    "journal": {
-        "at",
-        "to",
-        "next_at",
-        "lost",
-        "executor",
-        "nonce",
-        "message",
-        "started",
-        "traceback",
-        "claimed",
-        "ended",
-        "ts",
-    },
+    "journal": {*_ATTEMPT, "to", "ts"},
     "dead": {"at", "sequence", "body", "size", "ts"},
     "registry": {"armed_from", "end", "at", "healthy_at"},
-    "executors": set(),
 }
 
 
@@ -491,7 +489,8 @@ def _copy(delivery: Delivery, bus: Bus, forgotten: bool) -> Delivery:
     return copy
 
 
-FAULTS = (Die(), LoseAnswer(), Refuse())
+FAULTS: tuple[Fault, ...] = (Die(), LoseAnswer())
+ALL_FAULTS: tuple[Fault, ...] = (*FAULTS, Refuse())
 
 
 async def every_fault(

@@ -26,6 +26,8 @@ _OPEN_BATCHES = 8
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 2.0
 
+_LAST_RELEASE = 9_223_372_036_000
+
 MSG_ID = "Nats-Msg-Id"
 EXPECTED_SUBJECT_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
 SCHEDULE = "Nats-Schedule"
@@ -70,8 +72,11 @@ def fenced(sequence: int) -> Headers:
 
 
 def hold(held: str, target: str, at_ms: int, payload: bytes, headers: Headers | None = None) -> Outgoing:
-    """A message the server keeps on `held` and releases to `target` at `at_ms` (server ADR-51)."""
-    moment = dt.datetime.fromtimestamp(max(at_ms, 0) / 1000, dt.UTC)
+    """A message the server keeps on `held` and releases to `target` at `at_ms` (server ADR-51).
+
+    Or in the year 2262, if that is earlier: the server counts nanoseconds, and releases what lies later at once.
+    """
+    moment = dt.datetime.fromtimestamp(min(max(at_ms, 0), _LAST_RELEASE) / 1000, dt.UTC)
     stamp = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
     return Outgoing(held, payload, {SCHEDULE: f"@at {stamp}", SCHEDULE_TARGET: target, **(headers or {})})
 
