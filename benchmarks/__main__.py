@@ -1,23 +1,25 @@
-"""`make bench`: throughput and precision on this machine, each beside what it is compared with."""
+"""`make bench`: throughput, precision and memory on this machine, beside what they are compared with."""
 
 import argparse
 import tempfile
 from pathlib import Path
 
-from benchmarks import lateness, throughput
+from benchmarks import lateness, memory, throughput
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("what", nargs="*", choices=["throughput", "lateness", []], default=[])
+    parser.add_argument("what", nargs="*", choices=["throughput", "lateness", "memory", []], default=[])
     parser.add_argument("--seconds", type=int, default=300, help="how long ten functions fire each second")
     arguments = parser.parse_args()
-    wanted = arguments.what or ["throughput", "lateness"]
+    wanted = arguments.what or ["throughput", "lateness", "memory"]
     with tempfile.TemporaryDirectory() as folder:
         if "throughput" in wanted:
             throughput.run(str(Path(folder) / "throughput"))
         if "lateness" in wanted:
             lateness.run(str(Path(folder) / "lateness"), arguments.seconds)
+        if "memory" in wanted:
+            memory.run(str(Path(folder) / "memory"))
 
 
 main()

@@ -37,7 +37,7 @@ class Actor:
         }
         self._log = tempfile.NamedTemporaryFile(prefix="jetcron-bench-", suffix=".log", delete=False)  # noqa: SIM115
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "jetcron.cli", *command, "--http", "0"],
+            [sys.executable, "-m", "jetcron", *command, "--http", "0"],
             cwd=ROOT,
             env=variables,
             stderr=self._log,

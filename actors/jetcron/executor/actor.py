@@ -60,7 +60,10 @@ class Executor:
             registration = asyncio.create_task(
                 ensure_registered(self._bus, self._app, clock=self._clock, process=self._process)
             )
-            keeping = [asyncio.create_task(self._lease.keep()), asyncio.create_task(self._progress())]
+            keeping = [
+                asyncio.create_task(work)
+                for work in (self._lease.keep(), self._progress(), self._room.ring())
+            ]
             try:
                 async with asyncio.TaskGroup() as group:
                     for definition in self._app.functions.values():

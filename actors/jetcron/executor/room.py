@@ -1,16 +1,21 @@
-"""How much one executor takes: credits for pulls, slots for execution, places for runs that wait for their time.
+"""How much one executor takes, and when what it took may start.
 
-Owns numbers only. Waiting runs fill no slot; a run that is due and finds none waits here for its turn.
+Owns credits for pulls, slots for execution, places for runs that wait for their time, and the one alarm that
+wakes them. Waiting runs fill no slot; a run that is due and finds none waits here for its turn.
 """
 
 import asyncio
+import heapq
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import count
 
 from jetcron.clock import Clock
 
 _YIELDS = 16
 """How often a run that ended lets others start before it records its end."""
+
+_Waiting = tuple[float, int, int, float, "asyncio.Future[None]"]
 
 
 class Room:
@@ -28,6 +33,9 @@ class Room:
         self._changed = asyncio.Event()
         self._clock = clock
         self._starting = 0
+        self._waiting: list[_Waiting] = []
+        self._numbers = count()
+        self._sooner = asyncio.Event()
 
     async def reserve(self, most: int, *, at_least: int) -> int:
         """Take up to `most` credits and half of what is free; waits until there are `at_least` (0 or 1)."""
@@ -44,23 +52,74 @@ class Room:
         if self._free > 0:
             self._changed.set()
 
-    def park(self) -> bool:
-        """A run must wait for its time: give back its credit, if there is a place. True if it was parked."""
-        if self._places <= 0:
-            return False
-        self._places -= 1
-        self.give_back(1)
-        return True
+    # Waiting for a time.
 
-    def unpark(self) -> None:
-        """Its time has come: the credit is taken again."""
-        self._places += 1
-        self._free -= 1
+    async def wait_until(self, fire_at: int, *, most: float) -> None:
+        """Wait until `fire_at` (epoch ms) on our clock, but no longer than `most` seconds: ours may be wrong.
+
+        Must be followed by `slot` at once: whoever wakes counts as starting.
+        """
+        left = (fire_at - self._clock.now()) / 1000
+        if left <= 0:
+            self._starting += 1
+            return
+        parked = self._places > 0
+        if parked:
+            self._places -= 1
+            self.give_back(1)
+        now = self._clock.monotonic()
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        first = (now + min(left, most), next(self._numbers), fire_at, now + most, future)
+        heapq.heappush(self._waiting, first)
+        if self._waiting[0] is first:
+            self._sooner.set()
+        try:
+            await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled():
+                self._starting -= 1
+            raise
+        finally:
+            if parked:
+                self._places += 1
+                self._free -= 1
+
+    async def ring(self) -> None:
+        """Wake the waiting runs at their times, all that are due at once. Until cancelled."""
+        while True:
+            self._sooner.clear()
+            if not self._waiting:
+                await self._sooner.wait()
+                continue
+            left = self._waiting[0][0] - self._clock.monotonic()
+            if left > 0:
+                try:
+                    async with asyncio.timeout(left):
+                        await self._sooner.wait()
+                except TimeoutError:
+                    pass
+                continue
+            self._wake()
+
+    def _wake(self) -> None:
+        """One pass: whoever is due by the wall clock too, or has waited as long as it may."""
+        now, monotonic = self._clock.now(), self._clock.monotonic()
+        while self._waiting and self._waiting[0][0] <= monotonic:
+            _, number, fire_at, limit, future = heapq.heappop(self._waiting)
+            if future.done():
+                continue
+            if fire_at > now and monotonic < limit:
+                again = min(monotonic + (fire_at - now) / 1000, limit)
+                heapq.heappush(self._waiting, (again, number, fire_at, limit, future))
+                continue
+            self._starting += 1
+            future.set_result(None)
+
+    # Executing.
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:
         """Take a slot to execute in, and free it at the end."""
-        self._starting += 1
         try:
             await self._slots.acquire()
         finally:

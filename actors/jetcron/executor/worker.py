@@ -35,8 +35,6 @@ from jetcron_protocol.messages import Failure, JournalEntry, Run, StepResult
 log = structlog.get_logger("jetcron.executor")
 
 HAND_BACK_SECONDS = 5.0
-EARLY_MS = 5
-"""A run due within so many milliseconds is not parked."""
 _CLOCK_SLACK_MS = 1000
 
 
@@ -127,7 +125,6 @@ class Worker:
         Raises `TryAgain` when storage does not answer before the claim, `Unconfirmed` when an append's outcome
         is unknown, `LeaseLost` or `WrongSequence` when the run is another's.
         """
-        arrived = self._clock.monotonic()
         try:
             run = decode(Run, delivery.payload)
             if run.function != definition.id:
@@ -138,7 +135,7 @@ class Worker:
         claimed = await self._claim(definition, run, delivery, identity)
         if claimed is None:
             return
-        await self._hold(run, delivery, arrived)
+        await self._hold(run, delivery)
         async with self._room.slot():
             claimed.check()
             outcome = await self._execute(definition, claimed)
@@ -232,24 +229,14 @@ class Worker:
 
     # Hold.
 
-    async def _hold(self, run: Run, delivery: Delivery, arrived: float) -> None:
-        """Wait until `fire_at` on our clock; but no longer than the server's clock allows, for ours may be wrong."""
-        wait = run.fire_at - self._clock.now()
-        if wait <= EARLY_MS:
-            if wait > 0:
-                await self._clock.sleep(wait / 1000)
-            return
-        most = max(run.fire_at - delivery.stored_at, 0) + _CLOCK_SLACK_MS
-        until = arrived + most / 1000
-        parked = self._room.park()
+    async def _hold(self, run: Run, delivery: Delivery) -> None:
+        """Wait until `fire_at`; but no longer than the server's clock allows, for ours may be wrong."""
+        most = (max(run.fire_at - delivery.stored_at, 0) + _CLOCK_SLACK_MS) / 1000
         self._metrics.holding.inc()
         try:
-            while (left := run.fire_at - self._clock.now()) > 0 and self._clock.monotonic() < until:
-                await self._clock.sleep(min(left / 1000, max(until - self._clock.monotonic(), 0)))
+            await self._room.wait_until(run.fire_at, most=most)
         finally:
             self._metrics.holding.dec()
-            if parked:
-                self._room.unpark()
 
     # Execute.
 
