@@ -6,7 +6,6 @@ the process dies here, the run is retried, and finished steps are found in the j
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from typing import Any, Protocol
@@ -95,21 +94,33 @@ def _same_kind(run: Run, done: StepResult, op: str) -> None:
         )
 
 
-@dataclass(frozen=True)
 class Context:
-    """One attempt at one run.
+    """One attempt at one run. What is dear to make is made when it is asked for.
 
-    `attempt` counts from 0. `scheduled_at` is the occurrence's own time (aware, UTC), None for a run that no
-    schedule started. `event` is what started it, `events` all of them.
+    `attempt` counts from 0.
     """
 
-    run_id: str
-    function_id: str
-    attempt: int
-    scheduled_at: datetime | None
-    event: Event | None
-    events: tuple[Event, ...]
-    step: Step
+    def __init__(self, run: Run, *, attempt: int, memory: Memory) -> None:
+        self._run = run
+        self._memory = memory
+        self.run_id = run.run
+        self.function_id = run.function
+        self.attempt = attempt
+
+    @cached_property
+    def scheduled_at(self) -> datetime | None:
+        """The occurrence's own time, aware and in UTC; None for a run that no schedule started."""
+        return from_ms(self._run.scheduled_at) if self._run.scheduled_at is not None else None
+
+    @cached_property
+    def event(self) -> Event | None:
+        """The event that started the run, if one did."""
+        return from_wire(self._run.event) if self._run.event is not None else None
+
+    @cached_property
+    def events(self) -> tuple[Event, ...]:
+        """All events that started the run."""
+        return (self.event,) if self.event is not None else ()
 
     @cached_property
     def log(self) -> Any:
@@ -118,19 +129,10 @@ class Context:
             function=self.function_id, run=self.run_id, attempt=self.attempt
         )
 
-
-def make_context(run: Run, *, attempt: int, memory: Memory) -> Context:
-    """The context of one attempt."""
-    event = from_wire(run.event) if run.event is not None else None
-    return Context(
-        run_id=run.run,
-        function_id=run.function,
-        attempt=attempt,
-        scheduled_at=from_ms(run.scheduled_at) if run.scheduled_at is not None else None,
-        event=event,
-        events=(event,) if event is not None else (),
-        step=Step(memory, run),
-    )
+    @cached_property
+    def step(self) -> Step:
+        """Parts of the run that are remembered."""
+        return Step(self._memory, self._run)
 
 
 def data_of(run: Run) -> Any:

@@ -115,9 +115,20 @@ def _close_last(
 
 def finish(history: History, entry: JournalEntry, *, keep_steps: bool) -> JournalEntry:
     """The last entry of a run, holding all that was before it: one message remains of a finished run."""
-    attempts = _close_last(history.attempts, entry.entry, entry.at, entry.started, entry.error)
-    steps = [done if keep_steps else replace(done, result=None) for done in history.steps.values()]
-    return replace(entry, about=history.about, attempt=history.attempt, attempts=list(attempts), steps=steps)
+    return JournalEntry(
+        entry=entry.entry,
+        turn=entry.turn,
+        at=entry.at,
+        executor=entry.executor,
+        nonce=entry.nonce,
+        attempt=history.attempt,
+        about=history.about,
+        result=entry.result,
+        started=entry.started,
+        error=entry.error,
+        attempts=list(_close_last(history.attempts, entry.entry, entry.at, entry.started, entry.error)),
+        steps=[done if keep_steps else replace(done, result=None) for done in history.steps.values()],
+    )
 
 
 def about(run: Run) -> About:

@@ -42,6 +42,8 @@ class Executor:
         self._in_hand: dict[asyncio.Task[None], tuple[Delivery, Identity]] = {}
         self._lease = Lease(bus, clock, settings, app.name, running=lambda: len(self._in_hand))
         self._room = Room(clock, settings.slots, settings.holding, len(app.functions))
+        process.metrics.running.set_function(lambda: self._room.running)
+        process.metrics.holding.set_function(lambda: self._room.holding)
         self._worker = Worker(
             bus,
             clock,

@@ -6,8 +6,6 @@ wakes them. Waiting runs fill no slot; a run that is due and finds none waits he
 
 import asyncio
 import heapq
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from itertools import count
 
 from jetcron.clock import Clock
@@ -33,6 +31,8 @@ class Room:
         self._changed = asyncio.Event()
         self._clock = clock
         self._starting = 0
+        self.running = 0
+        """Runs executing now."""
         self._waiting: list[_Waiting] = []
         self._numbers = count()
         self._sooner = asyncio.Event()
@@ -52,12 +52,17 @@ class Room:
         if self._free > 0:
             self._changed.set()
 
+    @property
+    def holding(self) -> int:
+        """Runs that wait for their time."""
+        return len(self._waiting)
+
     # Waiting for a time.
 
     async def wait_until(self, fire_at: int, *, most: float) -> None:
         """Wait until `fire_at` (epoch ms) on our clock, but no longer than `most` seconds: ours may be wrong.
 
-        Must be followed by `slot` at once: whoever wakes counts as starting.
+        Must be followed by `enter` at once: whoever wakes counts as starting.
         """
         left = (fire_at - self._clock.now()) / 1000
         if left <= 0:
@@ -117,17 +122,18 @@ class Room:
 
     # Executing.
 
-    @asynccontextmanager
-    async def slot(self) -> AsyncIterator[None]:
-        """Take a slot to execute in, and free it at the end."""
+    async def enter(self) -> None:
+        """Take a slot to execute in."""
         try:
             await self._slots.acquire()
         finally:
             self._starting -= 1
-        try:
-            yield
-        finally:
-            self._slots.release()
+        self.running += 1
+
+    def leave(self) -> None:
+        """Free the slot."""
+        self.running -= 1
+        self._slots.release()
 
     async def let_others_start(self) -> None:
         """Recording can wait a moment, starting cannot: of a thousand runs due at one instant, all start first."""

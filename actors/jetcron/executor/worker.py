@@ -17,7 +17,7 @@ from jetcron import dispatch, retry
 from jetcron.app import FunctionDefinition
 from jetcron.bus import Bus, Delivery
 from jetcron.clock import Clock
-from jetcron.context import data_of, make_context
+from jetcron.context import Context, data_of
 from jetcron.errors import LeaseLost, NonRetriableError, TryAgain, WrongSequence
 from jetcron.events import store_events
 from jetcron.executor.decide import Acknowledge, Ask, Claim, FollowUp, GiveUp, HandBack, Verdict, decide
@@ -136,9 +136,12 @@ class Worker:
         if claimed is None:
             return
         await self._hold(run, delivery)
-        async with self._room.slot():
+        await self._room.enter()
+        try:
             claimed.check()
             outcome = await self._execute(definition, claimed)
+        finally:
+            self._room.leave()
         await self._room.let_others_start()
         claimed.check()
         await self._record(definition, claimed, outcome)
@@ -232,18 +235,13 @@ class Worker:
     async def _hold(self, run: Run, delivery: Delivery) -> None:
         """Wait until `fire_at`; but no longer than the server's clock allows, for ours may be wrong."""
         most = (max(run.fire_at - delivery.stored_at, 0) + _CLOCK_SLACK_MS) / 1000
-        self._metrics.holding.inc()
-        try:
-            await self._room.wait_until(run.fire_at, most=most)
-        finally:
-            self._metrics.holding.dec()
+        await self._room.wait_until(run.fire_at, most=most)
 
     # Execute.
 
     async def _execute(self, definition: FunctionDefinition, claimed: Claimed) -> Outcome:
         run = claimed.run
-        context = make_context(run, attempt=claimed.attempt, memory=claimed)
-        self._metrics.running.inc()
+        context = Context(run, attempt=claimed.attempt, memory=claimed)
         self._metrics.of(run.function).started.inc()
         claimed.started = self._clock.now()
         late = max(claimed.started - run.fire_at, 0)
@@ -259,7 +257,6 @@ class Worker:
         try:
             return await invoke(definition, context, data_of(run), self._limiter)
         finally:
-            self._metrics.running.dec()
             self._metrics.of(run.function).duration.observe((self._clock.now() - claimed.started) / 1000)
 
     # Record, and what follows.
