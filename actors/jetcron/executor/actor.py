@@ -39,7 +39,10 @@ class Executor:
         self._settings = settings
         self._process = process
         self._app = app
+        self._given_up: list[Delivery] = []
         self._in_hand: dict[asyncio.Task[None], tuple[Delivery, Identity]] = {}
+        self._given_up: list[Delivery] = []
+        """Handed back once our key is gone: whoever gets them may take them over at once."""
         self._lease = Lease(bus, clock, settings, app.name, running=lambda: len(self._in_hand))
         self._room = Room(clock, settings.slots, settings.holding, len(app.functions))
         process.metrics.running.set_function(lambda: self._room.running)
@@ -76,9 +79,8 @@ class Executor:
                     task.cancel()
                 await asyncio.gather(*keeping, registration, return_exceptions=True)
         finally:
-            left = list(self._in_hand.values())
             await self._lease.close()
-            for delivery, _ in left:
+            for delivery in self._given_up:
                 await delivery.hand_back()
 
     async def _watch(self, keeping: "list[asyncio.Task[None]]", registration: "asyncio.Task[None]") -> None:
@@ -159,6 +161,7 @@ class Executor:
             await self._lease.retire(identity)
         except asyncio.CancelledError:
             if not identity.lapsed:
+                self._given_up.append(delivery)
                 raise
             self._process.metrics.lost.inc()
         finally:

@@ -167,6 +167,7 @@ class Worker:
             try:
                 match await self._verdict(claimed):
                     case Claim(attempt=attempt, lost=lost):
+                        claimed.check()  # a claim of the dead would only be lost again
                         await journal.append(_claim_entry(claimed, attempt, lost))
                         return claimed
                     case GiveUp(lost=lost):
