@@ -1,0 +1,159 @@
+"""Everything in README.md is done as it says: written, started, typed and compared."""
+
+import asyncio
+import contextlib
+import os
+import re
+import shlex
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.examples.documents import README, ROOT, Block, blocks
+
+BLOCKS = blocks(README)
+PATIENCE = 30.0
+
+
+def those(language: str, beginning: str = "") -> list[Block]:
+    return [block for block in BLOCKS if block.language == language and block.text.startswith(beginning)]
+
+
+def only(language: str, beginning: str = "") -> Block:
+    (block,) = those(language, beginning)
+    return block
+
+
+MAKE = only("bash", "make demo")
+INSTALL = only("bash", "make install")
+MODULE = only("python", "# reports.py\n")
+DEV = only("bash", "jetcron dev")
+TYPED = only("bash", "jetcron send")
+NEXT = only("console", "$ jetcron next")
+PROGRAM = only("python", "import asyncio")
+PRINTED = only("text", "a report for board")
+PICTURE = only("", "  ")
+
+
+def test_every_block_is_tried_here() -> None:
+    assert {str(block) for block in BLOCKS} == {
+        str(block) for block in (MAKE, INSTALL, MODULE, DEV, TYPED, NEXT, PROGRAM, PRINTED, PICTURE)
+    }
+
+
+def test_the_two_commands_are_targets_that_ci_runs() -> None:
+    assert [command.split()[0] for command in MAKE.commands] == ["make", "make"]
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M)
+    ci = (ROOT / ".ci" / "run").read_text()
+    named = re.findall(r"\bmake (?:\w+=\S+ )*([a-z]+)", "\n".join(block.text for block in BLOCKS))
+    assert set(named) == {"demo", "test", "install"}
+    for target in named:
+        assert target in targets
+        assert re.search(rf"^ *step \w+ \d+ make {target}\b", ci, re.M), target
+
+
+def test_the_demo_takes_the_variable_that_is_named() -> None:
+    (seconds,) = re.findall(r"`make demo DEMO_SECONDS=(\d+)`", README.read_text())
+    assert f"make demo DEMO_SECONDS={seconds}" in (ROOT / ".ci" / "run").read_text()
+    assert "--seconds $(DEMO_SECONDS)" in (ROOT / "Makefile").read_text()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where a reader would be: the environment that `make install` makes, and the module that was written."""
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    (tmp_path / "reports.py").write_text(MODULE.text)
+    return tmp_path
+
+
+def environment() -> dict[str, str]:
+    ours = ("JETCRON_", "NATS_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours)} | {
+        "NO_COLOR": "1"
+    }
+
+
+async def shell(folder: Path, *commands: str, **more: str) -> str:
+    """Type these into a shell of their own, as `make install` leaves it; what they print."""
+    install = [command for command in INSTALL.commands if not command.startswith("make ")]
+    assert install == ["source .venv/bin/activate"]
+    process = await asyncio.create_subprocess_exec(
+        *("bash", "-euo", "pipefail", "-c", "\n".join([*install, *commands])),
+        cwd=folder,
+        env=environment() | more,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(PATIENCE):
+        out, err = await process.communicate()
+    assert process.returncode == 0, out.decode() + err.decode()
+    return out.decode()
+
+
+@contextlib.asynccontextmanager
+async def dev(folder: Path) -> AsyncIterator[None]:
+    """`jetcron dev` as the README starts it, from its readiness to its end."""
+    (command,) = DEV.commands
+    process = await asyncio.create_subprocess_exec(
+        *(Path(sys.executable).with_name("jetcron"), *shlex.split(command)[1:]),
+        cwd=folder,
+        env=environment(),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    assert process.stdout is not None
+    said = b""
+    try:
+        async with asyncio.timeout(PATIENCE):
+            while b"ready; Ctrl-C to stop" not in said:
+                line = await process.stdout.readline()
+                assert line, said.decode()
+                said += line
+        rest = asyncio.create_task(process.stdout.read())
+        yield
+        process.send_signal(signal.SIGINT)
+        async with asyncio.timeout(PATIENCE):
+            said += await rest
+            assert await process.wait() == 0, said.decode()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+async def test_a_first_function(folder: Path) -> None:
+    async with dev(folder):
+        typed = await shell(folder, *TYPED.commands)
+        assert '"asked for 2 reports"\n' in typed
+        assert re.search(r"reports\.ask +completed +manual", typed)
+        assert re.search(r"reports\.ask +active +0 9 \* \* MON-FRI Europe/Prague", typed)
+        assert "nothing is wrong" in typed
+
+        (folder / "program.py").write_text(PROGRAM.text)
+        server = (folder / ".jetcron" / "url").read_text().strip()
+        assert await shell(folder, "python program.py", NATS_URL=server) == PRINTED.text
+
+
+async def test_next_prints_what_is_shown(folder: Path) -> None:
+    command, *shown = NEXT.text.splitlines()
+    printed = await shell(folder, command.removeprefix("$ "))
+    assert [line.rstrip() for line in printed.splitlines()] == shown
+
+
+def test_what_is_not_there_yet_is_not_there() -> None:
+    """The sentence that says so must go when it is no longer true."""
+    from jetcron import App, ConfigurationError
+    from jetcron.client import Client
+    from jetcron.context import Step
+
+    assert (
+        "Not there yet: steps other than `send`, schedules created as data, `overlap` other than"
+        in README.read_text()
+    )
+    assert [name for name in vars(Step) if not name.startswith("_")] == ["send"]
+    assert "schedules" not in Client.__init__.__code__.co_names
+    with pytest.raises(ConfigurationError):
+        App("a").function(cron="@daily", overlap="skip")(lambda ctx: None)  # type: ignore[arg-type]
