@@ -39,7 +39,6 @@ class Executor:
         self._settings = settings
         self._process = process
         self._app = app
-        self._given_up: list[Delivery] = []
         self._in_hand: dict[asyncio.Task[None], tuple[Delivery, Identity]] = {}
         self._given_up: list[Delivery] = []
         """Handed back once our key is gone: whoever gets them may take them over at once."""
