@@ -1,0 +1,329 @@
+"""cron-tick on a real server: what each tick leads to, in time and late, under every revision."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from jetcron.bus import TTL, Bus, Outgoing
+from jetcron.dispatch import held_tick
+from jetcron_protocol.codec import decode, encode
+from jetcron_protocol.ids import code_run_id, schedule_run_id
+from jetcron_protocol.messages import Gap, Past, Run, Schedule, SyncCommand, Tick
+from tests.support.faults import FaultyBus, Refuse
+from tests.support.nats_server import NatsServer
+from tests.support.stack import Stack, take, until
+
+MINUTE = 60_000
+HOUR = 60 * MINUTE
+DAY = 24 * HOUR
+
+
+@pytest_asyncio.fixture
+async def stack(shared_nats: NatsServer) -> AsyncIterator[Stack]:
+    async with Stack(shared_nats) as stack:
+        yield stack
+
+
+def hourly(id: str = "app.f", **more: Any) -> Schedule:
+    return Schedule(id=id, **({"function": "app.f", "every": HOUR} | more))
+
+
+async def put(stack: Stack, schedule: Schedule) -> int:
+    """Write an entry as cron-sync would; its revision."""
+    return (await stack.bus.publish(stack.names.schedule_key(schedule.id), encode(schedule))).sequence
+
+
+async def due(stack: Stack, schedule: str, revision: int, at: int) -> None:
+    """Put a released tick there."""
+    tick = Tick(schedule=schedule, revision=revision, at=at)
+    await stack.bus.publish(stack.names.tick_due(schedule, revision, at), encode(tick))
+
+
+async def turn(stack: Stack, count: int = 1) -> None:
+    """Have cron-tick turn what is due, and see all of it acknowledged."""
+    deliveries = await take(stack.bus, stack.names.work, stack.names.cron_tick, count)
+    await stack.make("cron-tick", stack.bus).handle(deliveries)
+    await stack.settled(stack.names.work, stack.names.cron_tick)
+
+
+async def runs(stack: Stack, state: str = "ready") -> list[Run]:
+    subject = f"{stack.names.namespace}.run.{state}.>"
+    return [decode(Run, message.payload) for message in await stack.stored(stack.names.work, subject)]
+
+
+async def held(stack: Stack) -> list[tuple[str, int, int]]:
+    subjects = await stack.bus.subjects(stack.names.work, f"{stack.names.namespace}.tick.>")
+    ticks = [stack.names.parse_tick(subject) for subject in subjects]
+    return sorted((tick.schedule, tick.revision, tick.at) for tick in ticks)
+
+
+async def gaps(stack: Stack) -> list[Gap]:
+    return [decode(Gap, message.payload) for message in await stack.stored(stack.names.journal)]
+
+
+def next_hour(stack: Stack) -> int:
+    return (stack.clock.now() // HOUR + 1) * HOUR
+
+
+async def test_a_tick_becomes_a_run_and_the_next_tick_in_one_batch(stack: Stack) -> None:
+    at = next_hour(stack)
+    revision = await put(stack, hourly())
+    await due(stack, "app.f", revision, at)
+    deliveries = await take(stack.bus, stack.names.work, stack.names.cron_tick)
+    async with FaultyBus(stack.settings) as bus:
+        await stack.make("cron-tick", bus).handle(deliveries)
+        assert len(bus.writes) == 1, "one batch"
+    (run,) = await runs(stack, "later" if at - stack.clock.now() > 500 else "ready")
+    assert (run.run, run.turn, run.scheduled_at, run.fire_at) == (code_run_id("app.f", at), 0, at, at)
+    assert (run.function, run.schedule, run.trigger) == ("app.f", "app.f", "cron")
+    assert await held(stack) == [("app.f", revision, at + HOUR)]
+
+
+async def test_a_schedule_made_as_data_names_its_runs_and_brings_its_payload(stack: Stack) -> None:
+    at = stack.clock.now() // 1000 * 1000
+    revision = await put(stack, hourly("tenant 1", origin="data", payload={"tenant": 1}, every=1000))
+    await due(stack, "tenant 1", revision, at)
+    await turn(stack)
+    (run,) = await runs(stack)
+    assert run.run == schedule_run_id("app.f", "tenant 1", at)
+    assert run.payload == {"tenant": 1}
+
+
+async def test_the_last_occurrence_tells_cron_sync_that_it_ended(stack: Stack) -> None:
+    at = stack.clock.now()
+    revision = await put(stack, hourly("once", every=None, at=at))
+    await due(stack, "once", revision, at)
+    await turn(stack)
+    assert [run.scheduled_at for run in await runs(stack)] == [at]
+    assert await held(stack) == []
+    (message,) = await stack.stored(stack.names.work, stack.names.sync_all)
+    ended = decode(SyncCommand, message.payload)
+    assert (ended.command, ended.app, ended.items, ended.revision) == ("ended", "app", ["once"], revision)
+    await stack.start("cron-sync")
+    await stack.settled(stack.names.work, stack.names.cron_sync)
+    entry = await stack.bus.entry(stack.names.schedule_key("once"))
+    assert entry is not None
+    assert decode(Schedule, entry.payload).state == "ended"
+
+
+async def test_a_superseded_revision_is_settled_by_what_stood_then(stack: Stack) -> None:
+    """Up to its end it governs, its chain goes on to there, and not beyond."""
+    now = stack.clock.now() // MINUTE * MINUTE
+    old = hourly(every=MINUTE, function="app.old")
+    revision = await put(stack, old)
+    await put(stack, hourly(function="app.new", armed_from=now + 2 * MINUTE))
+    past = Outgoing(
+        stack.names.past_key("app.f", revision), encode(Past(schedule=old, end=now + 2 * MINUTE)), {TTL: "1h"}
+    )
+    await stack.bus.store(past)
+    for at in (now, now + 2 * MINUTE, now + 3 * MINUTE):
+        await due(stack, "app.f", revision, at)
+    await turn(stack, 3)
+    everything = [*await runs(stack), *await runs(stack, "later")]
+    assert sorted(run.scheduled_at or 0 for run in everything) == [now, now + 2 * MINUTE]
+    assert {run.function for run in everything} == {"app.old"}
+    assert await held(stack) == [("app.f", revision, now + MINUTE)]
+
+
+@pytest.mark.parametrize("state", ["paused", "archived", "deleted", "ended", None])
+async def test_a_schedule_that_is_not_active_ends_its_chain(state: Any, stack: Stack) -> None:
+    revision = 7 if state is None else await put(stack, hourly(state=state))
+    await due(stack, "app.f", revision, stack.clock.now())
+    await turn(stack)
+    assert (await runs(stack), await held(stack), await gaps(stack)) == ([], [], [])
+
+
+async def test_a_revision_replaced_and_forgotten_ends_its_chain(stack: Stack) -> None:
+    revision = await put(stack, hourly())
+    await put(stack, hourly(every=MINUTE))
+    await due(stack, "app.f", revision, stack.clock.now())
+    await turn(stack)
+    assert (await runs(stack), await held(stack)) == ([], [])
+
+
+async def test_a_restored_registry_starts_the_chain_anew(stack: Stack) -> None:
+    """The tick is of a revision the registry has not reached: it was restored to an older entry."""
+    at = next_hour(stack)
+    revision = await put(stack, hourly())
+    await due(stack, "app.f", revision + 5, at)
+    await turn(stack)
+    assert await held(stack) == [("app.f", revision, at)], "from just before the tick: nothing is lost"
+    assert await runs(stack) == []
+
+
+@pytest.mark.parametrize(
+    ("catch_up", "ran", "reason"), [("latest", 1, "catch_up"), ("all", 5, None), ("skip", 0, "catch_up")]
+)
+async def test_late_occurrences_are_one_group(
+    catch_up: Any, ran: int, reason: str | None, stack: Stack
+) -> None:
+    now = stack.clock.now()
+    newest = now // HOUR * HOUR
+    first = newest - 4 * HOUR
+    revision = await put(stack, hourly(catch_up=catch_up))
+    await due(stack, "app.f", revision, first)
+    await turn(stack)
+    times = [run.scheduled_at for run in await runs(stack)]
+    assert times == [newest - n * HOUR for n in reversed(range(ran))]
+    assert await held(stack) == [("app.f", revision, newest + HOUR)]
+    found = await gaps(stack)
+    assert [(gap.start, gap.count, gap.reason) for gap in found] == (
+        [(first, 5 - ran, reason)] if reason else []
+    )
+    for gap in found:
+        assert first <= gap.to
+        assert ran == 0 or gap.to < newest
+
+
+async def test_at_most_a_thousand_missed_occurrences_are_caught_up(stack: Stack) -> None:
+    now = stack.clock.now()
+    newest = now // MINUTE * MINUTE
+    first = newest - 1_299 * MINUTE
+    revision = await put(stack, hourly(every=MINUTE, catch_up="all"))
+    await due(stack, "app.f", revision, first)
+    await turn(stack)
+    times = {run.scheduled_at for run in await runs(stack)}
+    (gap,) = await gaps(stack)
+    assert len(times) == 1_000
+    assert gap.reason == "too_many"
+    assert gap.count + len(times) == (max(t or 0 for t in times) - first) // MINUTE + 1
+    assert gap.start == first
+    assert min(t or 0 for t in times) == gap.to + 1
+    assert await held(stack) == [("app.f", revision, max(t or 0 for t in times) + MINUTE)]
+
+
+async def test_a_late_tick_whose_chain_has_gone_on_is_settled(stack: Stack) -> None:
+    at = stack.clock.now() // HOUR * HOUR - 3 * HOUR
+    revision = await put(stack, hourly(catch_up="all"))
+    await stack.bus.store(
+        held_tick(stack.names, Tick(schedule="app.f", revision=revision, at=at + 9 * HOUR), 500)
+    )
+    await due(stack, "app.f", revision, at)
+    await turn(stack)
+    assert (await runs(stack), await gaps(stack)) == ([], [])
+    assert await held(stack) == [("app.f", revision, at + 9 * HOUR)]
+
+
+async def test_jitter_beyond_the_lead_holds_the_run(stack: Stack) -> None:
+    at = stack.clock.now() // 1000 * 1000
+    revision = await put(stack, hourly(jitter=DAY, every=1000))
+    await due(stack, "app.f", revision, at)
+    await turn(stack)
+    assert await runs(stack) == []
+    (run,) = await runs(stack, "later")
+    assert (run.turn, run.scheduled_at) == (0, at)
+    assert at + 500 < run.fire_at < at + DAY
+    (message,) = await stack.stored(stack.names.work, stack.names.run_later_all)
+    assert message.subject == stack.names.run_later("app.f", run.run, 0)
+    assert message.headers["Nats-Schedule-Target"] == stack.names.run_ready("app.f")
+
+
+async def test_a_tick_nobody_can_read_goes_to_the_dead_stream_and_the_others_go_on(stack: Stack) -> None:
+    at = next_hour(stack)
+    revision = await put(stack, hourly())
+    await stack.bus.publish(stack.names.tick_due("app.f", revision, 1), b"\xc1")
+    lying = encode(Tick(schedule="another", revision=1, at=1))
+    await stack.bus.publish(stack.names.tick_due("app.f", revision, 2), lying)
+    await stack.bus.publish(f"{stack.names.namespace}.tick.due.no.tick", b"x")
+    await due(stack, "app.f", revision, at)
+    await turn(stack, 4)
+    assert await held(stack) == [("app.f", revision, at + HOUR)]
+    letters = await stack.dead()
+    assert [(letter.letter, letter.body) for letter in letters] == [
+        ("tick", b"\xc1"),
+        ("tick", lying),
+        ("tick", b"x"),
+    ]
+
+
+async def test_an_entry_nobody_can_read_stops_only_its_own_schedule(stack: Stack) -> None:
+    """It is handed back, never acknowledged: a newer program may read it."""
+    at = next_hour(stack)
+    good = await put(stack, hourly())
+    bad = (await stack.bus.publish(stack.names.schedule_key("bad"), b"\xc1")).sequence
+    await due(stack, "bad", bad, at)
+    await due(stack, "app.f", good, at)
+    deliveries = await take(stack.bus, stack.names.work, stack.names.cron_tick, 2)
+    await stack.make("cron-tick", stack.bus).handle(deliveries)
+    await stack.bus.settled()
+    assert await stack.left(stack.names.work, stack.names.cron_tick) == 1
+    assert ("app.f", good, at + HOUR) in await held(stack)
+    assert await stack.dead() == []
+
+
+async def test_what_storage_does_not_confirm_is_not_acknowledged(stack: Stack) -> None:
+    at = next_hour(stack)
+    revision = await put(stack, hourly())
+    await due(stack, "app.f", revision, at)
+    deliveries = await take(stack.bus, stack.names.work, stack.names.cron_tick)
+    async with FaultyBus(stack.settings) as bus:
+        bus.arm(Refuse())
+        await stack.make("cron-tick", bus).handle(deliveries)
+    assert await stack.left(stack.names.work, stack.names.cron_tick) == 1
+    await turn(stack)
+    assert await held(stack) == [("app.f", revision, at + HOUR)]
+
+
+async def test_five_hundred_ticks_in_one_batch(stack: Stack) -> None:
+    at = next_hour(stack)
+    entries = [
+        Outgoing(stack.names.schedule_key(f"s{n}"), encode(hourly(f"s{n}", function=f"app.f{n % 7}")))
+        for n in range(500)
+    ]
+    first = await stack.bus.publish_atomic(entries) - 499
+    ticks = []
+    for n in range(500):
+        tick = Tick(schedule=f"s{n}", revision=first + n, at=at)
+        ticks.append([Outgoing(stack.names.tick_due(f"s{n}", first + n, at), encode(tick))])
+    await stack.bus.publish_groups(ticks)
+    deliveries = await take(stack.bus, stack.names.work, stack.names.cron_tick, 500)
+    async with FaultyBus(stack.settings) as bus:
+        await stack.make("cron-tick", bus).handle(deliveries)
+        assert len(bus.writes) == 1, "one batch"
+    await stack.settled(stack.names.work, stack.names.cron_tick)
+    assert await held(stack) == sorted((f"s{n}", first + n, at + HOUR) for n in range(500))
+    everything = [*await runs(stack), *await runs(stack, "later")]
+    # Seven functions: what falls on one instant for one of them is one run.
+    assert {run.run for run in everything} == {code_run_id(f"app.f{n}", at) for n in range(7)}
+    assert len(everything) == 7
+
+
+async def test_many_copies_turn_every_occurrence_once(stack: Stack) -> None:
+    """Three copies, a schedule a second: every second is a run, none is two."""
+    await stack.start("cron-tick", copies=3)
+    start = stack.clock.now()
+    for n in range(20):
+        schedule = hourly(f"s{n}", function=f"app.f{n}", every=1000, armed_from=start)
+        revision = await put(stack, schedule)
+        first = Tick(schedule=schedule.id, revision=revision, at=start // 1000 * 1000 + 1000)
+        await stack.bus.store(held_tick(stack.names, first, stack.settings.lead_ms))
+
+    async def three_each() -> bool:
+        return len(await runs(stack)) >= 60
+
+    await until(three_each, what="three runs of each")
+    by_function: dict[str, list[int]] = {}
+    for run in await runs(stack):
+        by_function.setdefault(run.function, []).append(run.scheduled_at or 0)
+    assert len(by_function) == 20
+    for times in by_function.values():
+        first_at = start // 1000 * 1000 + 1000
+        assert sorted(times) == [first_at + n * 1000 for n in range(len(times))]
+
+
+async def test_a_stale_reader_does_not_lose_a_schedule(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replica that knows nothing of a new schedule answers as if it were up to date: the leader is asked."""
+    at = next_hour(stack)
+    revision = await put(stack, hourly())
+    await due(stack, "app.f", revision, at)
+
+    async def knows_nothing(self: Bus, stream: str, query: dict[str, Any]) -> tuple[list[Any], int]:
+        return [], 1 << 60
+
+    monkeypatch.setattr(Bus, "_direct", knows_nothing)
+    deliveries = await take(stack.bus, stack.names.work, stack.names.cron_tick)
+    await stack.make("cron-tick", stack.bus).handle(deliveries)
+    monkeypatch.undo()
+    assert await held(stack) == [("app.f", revision, at + HOUR)]
