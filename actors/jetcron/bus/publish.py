@@ -251,16 +251,20 @@ class Publisher(Reader):
 
 
 def _merge(messages: Iterable[Outgoing]) -> list[Outgoing]:
-    """Messages with equal ids once, the rest as they are, in order."""
-    seen: set[str] = set()
+    """Messages with equal ids once, those held on one subject once, the rest as they are, in order.
+
+    A held subject names its occurrence: twice the same is the same. The server refuses it twice in one batch (10111).
+    """
+    seen: set[tuple[str, str]] = set()
     merged = []
     for message in messages:
-        id = message.headers.get(MSG_ID) if message.headers else None
-        if id is not None:
-            if id in seen:
-                continue
-            seen.add(id)
-        merged.append(message)
+        headers = message.headers or {}
+        keys = {(MSG_ID, headers[MSG_ID])} if MSG_ID in headers else set()
+        if SCHEDULE in headers:
+            keys.add((SCHEDULE, message.subject))
+        if keys.isdisjoint(seen):
+            seen |= keys
+            merged.append(message)
     return merged
 
 
