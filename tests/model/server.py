@@ -53,7 +53,7 @@ class Delivery:
 
 
 class Consumer:
-    """A durable: who has which message, and until when."""
+    """A durable: who has which message, and until when. `delivered`: when each message last was."""
 
     def __init__(self, work: "Work", *, most_pending: int = 0) -> None:
         self._work = work
@@ -62,6 +62,7 @@ class Consumer:
         self._pending: dict[int, int] = {}
         self._counts: dict[int, int] = {}
         self._waiting: list[Task] = []
+        self.delivered: dict[int, int] = {}
         self.most_pending = most_pending
 
     def park(self, task: Task) -> None:
@@ -83,6 +84,7 @@ class Consumer:
             count = self._counts.get(sequence, 0) + 1
             self._counts[sequence] = count
             self._have(sequence, ACK_WAIT)
+            self.delivered[sequence] = self._world.now
             found.append(Delivery(sequence, stored.out.body, stored.stored_at, count))
         return found
 
