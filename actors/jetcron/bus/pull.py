@@ -107,9 +107,12 @@ class Consumer:
     async def __aexit__(self, *_: object) -> None:
         """Stop taking. What arrived and was not fetched is handed back."""
         with contextlib.suppress(nats.errors.Error, BusError):
-            await self._bus._client.detach(self._subscription)
+            await self._subscription.unsubscribe()
             if self._bus.connected:
+                # What was under way when the server heard of it still comes, and must not be dropped: nobody
+                # else would get it for a whole `ack_wait`.
                 await self._bus.settled(2)
+        self._bus._client.forget(self._subscription)
         while not self._arrived.empty():
             msg = self._arrived.get_nowait()
             if msg.reply:

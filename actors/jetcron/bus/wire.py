@@ -48,8 +48,12 @@ class Client(NatsClient):
 
     async def detach(self, subscription: Subscription) -> None:
         """Stop calling the handler, and tell the server."""
-        self._handlers.pop(subscription._id, None)
+        self.forget(subscription)
         await subscription.unsubscribe()
+
+    def forget(self, subscription: Subscription) -> None:
+        """Stop calling the handler; until then it is called with what comes after `unsubscribe` too."""
+        self._handlers.pop(subscription._id, None)
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         handler = self._handlers.get(sid)
