@@ -11,6 +11,7 @@ import typer.main
 
 from jetcron import App, Context, client
 from jetcron.cli import app as cli
+from jetcron.errors import TopologyMismatch
 from jetcron.metrics import Metrics
 from jetcron.settings import Settings, variable_of
 from jetcron_protocol import messages
@@ -269,6 +270,17 @@ async def test_events_published_as_shown_start_runs(shared_nats: NatsServer) -> 
     assert len(results) == 3
     assert results.count("order-7 7") == 1
     assert len(held) == 2
+
+
+async def test_a_limit_on_a_stream_is_refused_and_taken_away(shared_nats: NatsServer) -> None:
+    async with Stack(shared_nats) as stack:
+        stream = stack.names.work
+        config = (await stack.bus.api(f"STREAM.INFO.{stream}"))["config"]
+        await stack.bus.api(f"STREAM.UPDATE.{stream}", config | {"max_msgs": 1_000})
+        with pytest.raises(TopologyMismatch, match="max_msgs"):
+            await stack.bus.check_topology()
+        await stack.bus.apply_topology()
+        await stack.bus.check_topology()
 
 
 # Files and links.
