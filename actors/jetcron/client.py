@@ -156,22 +156,22 @@ class RunHandle:
         raise RunFailed(self.id, error.type, error.message, error.traceback)
 
     async def _final(self) -> RunView:
-        """Listen first, then read: an end between the two is not missed."""
+        """Listen first, then read: an end between the two is not missed. The server may go away meanwhile."""
         subject = self._bus.names.journal_of(self.function, self.id)
-        async with self._bus.listen(subject) as heard:
-            while True:
-                try:
-                    found = await self.view()
-                except TryAgain:
-                    await self._bus.clock.sleep(0.5)
-                    continue
-                if found.status in ("completed", "failed", "cancelled"):
-                    return found
-                try:
-                    async with asyncio.timeout(_LISTEN_SECONDS):
-                        await heard.get()
-                except TimeoutError:
-                    pass  # what was published while we were disconnected is only in the journal: read again
+        while True:
+            try:
+                async with self._bus.listen(subject) as heard:
+                    while True:
+                        found = await self.view()
+                        if found.status in ("completed", "failed", "cancelled"):
+                            return found
+                        try:
+                            async with asyncio.timeout(_LISTEN_SECONDS):
+                                await heard.get()
+                        except TimeoutError:
+                            pass  # published while we were disconnected, it is only in the journal: read again
+            except TryAgain:
+                await self._bus.clock.sleep(0.5)
 
 
 def view(function: str, run: str, history: History) -> RunView:
