@@ -8,9 +8,9 @@ means two records of one turn, or two runs of one occurrence. While no executor 
 import asyncio
 import itertools
 import random
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import pytest
 import pytest_asyncio
@@ -22,7 +22,7 @@ from jetcron.registration import order
 from jetcron_protocol.codec import EVENT_HEADER, decode, encode
 from jetcron_protocol.messages import Gap, Run, Schedule, SyncCommand, Tick
 from tests.chaos.apps import PERIODS
-from tests.support.chaos import KINDS, Chaos, Mischief, chaos, due_times, now_ms, until
+from tests.support.chaos import KINDS, Chaos, Load, Mischief, chaos, due_times, now_ms, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -45,32 +45,11 @@ async def running(shared: Chaos) -> AsyncIterator[Chaos]:
     assert shared.repairs() == [], "an occurrence that has to be repaired was lost first"
 
 
-@dataclass
-class Load:
-    """Events sent steadily: what was sent, by the function it starts."""
-
-    running: Chaos
-    sent: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    pause: float = 0.2
-
-    async def flow(self) -> None:
-        """Send until cancelled; what a cancelled send left unsaid is not counted."""
-        while True:
-            for name, many in (("order", 5), ("relay", 2), ("flaky", 2)):
-                ids = [f"{name}-{next(_unique)}" for _ in range(many)]
-                await self.running.send(f"chaos.{name}", ids)
-                self.sent[f"chaos.{name}"] += ids
-            await asyncio.sleep(self.pause)
-
-    async def all_done(self) -> None:
-        await self.running.drained(*self.sent, "chaos.relayed")
-        await self.running.books.complete()
-
-
 async def all_accounted(running: Chaos, load: Load, after: int, relayed_before: int) -> None:
     """Every occurrence and every event has exactly one run, and it completed."""
     tally = await running.settled(after, now_ms())
-    await load.all_done()
+    await running.drained(*load.sent, "chaos.relayed")
+    await running.books.complete()
     running.check_events(tally, load.sent)
     running.check_relayed(tally, relayed_before + len(load.sent["chaos.relay"]))
     assert tally.clean, tally.problems()
@@ -95,26 +74,22 @@ async def test_invariant_1_an_active_schedule_always_has_a_tick_and_chains_flow_
     samples = 0
     crowded: Counter[str] = Counter()
 
-    async def sample() -> None:
-        nonlocal samples
-        found = await running.all_ticks()
-        samples += 1
-        for schedule in schedules:
-            held = [tick for tick in found[schedule] if tick.state == "held"]
-            crowded[schedule] = max(crowded[schedule], len(held))
-            # The server takes a held tick away and puts it down released: one look may fall in between.
-            looks = 0
-            while not await_ticks[schedule](found) and looks < 3:
-                looks += 1
-                found = await running.all_ticks()
-            if looks == 3:
-                without.append(f"{schedule} at {now_ms()}")
-
-    await_ticks = {schedule: (lambda found, s=schedule: found[s]) for schedule in schedules}
-
     async def watch() -> None:
+        nonlocal samples
         while True:
-            await sample()
+            found = await running.all_ticks()
+            samples += 1
+            for schedule in schedules:
+                held = [tick for tick in found[schedule] if tick.state == "held"]
+                crowded[schedule] = max(crowded[schedule], len(held))
+            # The server takes a held tick away and puts it down released: one look may fall in between.
+            if not all(found[schedule] for schedule in schedules):
+                again = await running.all_ticks()
+                without.extend(
+                    f"{schedule} at {now_ms()}"
+                    for schedule in schedules
+                    if not found[schedule] and not again[schedule]
+                )
 
     watching = asyncio.create_task(watch())
     try:
@@ -135,20 +110,16 @@ async def test_invariant_1_an_active_schedule_always_has_a_tick_and_chains_flow_
                 await running.bus.store(dispatch.held_tick(running.names, tick, running.settings.lead_ms))
         assert any(times > 1 for times in crowded.values()) or await _two_chains(running, schedules)
 
-        async def one_each() -> bool:
+        async def merged() -> bool:
+            """Whether no schedule had two held ticks in a hundred looks, and each has one in the end."""
+            assert not watching.done(), watching
+            crowded.clear()
+            seen = samples
+            await until(lambda: samples > seen + 100, "a hundred looks")
             found = await running.all_ticks()
-            return all([tick.state for tick in found[schedule]].count("held") == 1 for schedule in schedules)
+            return all(found[schedule] and crowded[schedule] <= 1 for schedule in schedules)
 
-        # A tick a killed cron-tick left unacknowledged is turned once more, `ack_wait` later.
-        async def nothing_due() -> bool:
-            return not await running.left(running.names.work, running.names.cron_tick)
-
-        await until(nothing_due, "no tick is being turned")
-        await until(one_each, "one held tick for each schedule")
-        seen = samples
-        crowded.clear()
-        await until(lambda: samples > seen + 100, "a hundred looks")
-        assert {schedule: held for schedule, held in crowded.items() if held > 1} == {}
+        await until(merged, "one held tick for each schedule, for good")
         assert not watching.done()
     finally:
         watching.cancel()
@@ -426,10 +397,10 @@ async def test_invariant_5_nothing_is_acknowledged_before_what_it_caused_is_stor
 ) -> None:
     await running.drained("chaos.relay", "chaos.relayed")
     before = relayed(running)
-    load = Load(running)
+    load = Load(running, f"five-{seed}")
     mischief = Mischief(running, seed)
     began = now_ms()
-    flowing = asyncio.create_task(load.flow())
+    load.start()
     for number in range(14):
         await asyncio.sleep(mischief.random.uniform(0.1, 0.8))
         mischief.kill_one()
@@ -437,14 +408,8 @@ async def test_invariant_5_nothing_is_acknowledged_before_what_it_caused_is_stor
             await mischief.kill_server(away=mischief.random.uniform(0, 0.8))
     await running.all_begun()
     await asyncio.sleep(0.5)
-    await _stop_sending(flowing, load)
+    await load.stop()
     await all_accounted(running, load, began, before)
-
-
-async def _stop_sending(flowing: "asyncio.Task[None]", load: Load) -> None:
-    """Stop between two sends: what is sent is counted."""
-    flowing.cancel()
-    await asyncio.gather(flowing, return_exceptions=True)
 
 
 # 6.
@@ -453,10 +418,10 @@ async def _stop_sending(flowing: "asyncio.Task[None]", load: Load) -> None:
 async def test_invariant_6_no_kill_of_anything_loses_or_doubles_an_occurrence(running: Chaos) -> None:
     await running.drained("chaos.relay", "chaos.relayed")
     before = relayed(running)
-    load = Load(running)
+    load = Load(running, "six")
     mischief = Mischief(running, seed=6)
     began = now_ms()
-    flowing = asyncio.create_task(load.flow())
+    load.start()
     for kind in KINDS:
         for member in running.of(kind):
             member.kill()
@@ -469,7 +434,7 @@ async def test_invariant_6_no_kill_of_anything_loses_or_doubles_an_occurrence(ru
     await mischief.kill_server(away=0.3)
     await running.all_begun()
     await asyncio.sleep(0.5)
-    await _stop_sending(flowing, load)
+    await load.stop()
     await all_accounted(running, load, began, before)
 
 

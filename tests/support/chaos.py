@@ -52,8 +52,13 @@ FAST: dict[str, str] = {
 }
 """Everything that waits made short. A run may be lost many times: here it is killed more often than it deserves."""
 
-_AWAY = ("no NATS server answers", "answers without JetStream", "not connected", "no answer within")
-"""An actor started while the server is away ends, saying so; its supervisor tries again."""
+_AWAY = (
+    "no NATS server answers",
+    "answers without JetStream",
+    "the connection to NATS was lost",
+    "no answer within",
+)
+"""The last word of an actor that was starting when the server went away; its supervisor tries again."""
 
 
 async def until(condition: Callable[[], Any], what: str, *, patience: float = PATIENCE) -> Any:
@@ -149,7 +154,7 @@ class Member:
         """Start it anew if it should run and does not; note an end that nobody here caused."""
         if not self.wanted or self.alive:
             return
-        if self._process is not None and not any(text in self.log() for text in _AWAY):
+        if self._process is not None and not any(text in self.log()[-300:] for text in _AWAY):
             self.ends.append(f"{self.name} ended with {self._process.returncode}: {self.log()[-3000:]}")
         self.start()
 
@@ -517,6 +522,20 @@ class Chaos:
         tally.doubled += self.books.doubled()
         return tally
 
+    async def state(self) -> str:
+        """What stands in the streams, and who waits for it: for whoever has to find out why nothing moves."""
+        lines = [f"at {now_ms()}: alive {[member.name for member in self.members if member.alive]}"]
+        info = await self.bus.api(f"STREAM.INFO.{self.names.work}", {"subjects_filter": ">"})
+        lines += [f"  {subject}: {count}" for subject, count in sorted(info["state"]["subjects"].items())]
+        answer = await self.bus.api(f"CONSUMER.LIST.{self.names.work}")
+        for consumer in answer["consumers"]:
+            shown = {
+                key: consumer[key]
+                for key in ("num_pending", "num_ack_pending", "num_redelivered", "num_waiting", "ack_floor")
+            }
+            lines.append(f"  {consumer['name']}: {shown}")
+        return "\n".join(lines)
+
     def _trace(self, runs: Iterable[str]) -> str:
         found = {run: [one.entry.entry for one in self.books.runs[run]] for run in runs}
         return str(found) if found else "no run"
@@ -527,8 +546,10 @@ class Chaos:
         def whole() -> bool:
             return now_ms() > until_ and not self.tally(after, until_, functions).lost
 
-        with contextlib.suppress(AssertionError):
+        try:
             await until(whole, "every occurrence has its run or gap")
+        except AssertionError:
+            print(await self.state())
         await self.books.complete()
         return self.tally(after, until_, functions)
 
@@ -596,6 +617,37 @@ async def chaos(folder: Path, **environment: str) -> AsyncIterator[Chaos]:
                 await asyncio.gather(*tasks, return_exceptions=True)
                 for member in running.members:
                     member.kill(again=False)
+
+
+class Load:
+    """Events sent steadily: what was sent, by the function it starts. `name` begins their ids."""
+
+    def __init__(self, running: Chaos, name: str, *, pause: float = 0.2) -> None:
+        self.sent: dict[str, list[str]] = defaultdict(list)
+        self._running = running
+        self._name = name
+        self._pause = pause
+        self._stopping = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._flow())
+
+    async def stop(self) -> None:
+        """Stop between two sends: what was sent is counted."""
+        self._stopping.set()
+        if self._task is not None:
+            await self._task
+
+    async def _flow(self) -> None:
+        number = 0
+        while not self._stopping.is_set():
+            for event, many in (("order", 5), ("relay", 2), ("flaky", 2)):
+                ids = [f"{event}-{self._name}-{number}-{n}" for n in range(many)]
+                await self._running.send(f"chaos.{event}", ids)
+                self.sent[f"chaos.{event}"] += ids
+            number += 1
+            await asyncio.sleep(self._pause)
 
 
 class Mischief:
