@@ -1,0 +1,98 @@
+"""Folding a run's journal: what its entries add up to."""
+
+import pytest
+
+from jetcron.journal import FINISHED, History, about, finish, fold
+from jetcron_protocol.codec import decode, encode
+from jetcron_protocol.messages import About, Event, Failure, JournalEntry, Run
+
+ABOUT = About(trigger="manual", fire_at=5)
+
+
+def entry(kind: str, turn: int = 0, at: int = 1, **more: object) -> JournalEntry:
+    return JournalEntry(entry=kind, turn=turn, at=at, executor="one", **more)  # type: ignore[arg-type]
+
+
+def history(*entries: JournalEntry) -> History:
+    return fold(enumerate(entries, 1))
+
+
+def test_nothing_is_nothing() -> None:
+    empty = history()
+    assert (empty.sequence, empty.last, empty.claim, empty.finished) == (0, None, None, False)
+
+
+def test_a_claim_is_the_run_s_owner_until_its_turn_ends() -> None:
+    claim = entry("claimed", about=ABOUT, message=7)
+    found = history(claim)
+    assert (found.sequence, found.claim, found.about, found.attempt) == (1, claim, ABOUT, 0)
+    assert [attempt.outcome for attempt in found.attempts] == [None]
+    found = history(claim, entry("retrying", at=4, started=2, error=Failure(type="E", message="m")))
+    assert found.claim is None
+    assert found.attempt == 1
+    (attempt,) = found.attempts
+    assert (attempt.outcome, attempt.claimed, attempt.started, attempt.ended) == ("retrying", 1, 2, 4)
+    assert attempt.error == Failure(type="E", message="m")
+
+
+def test_a_claim_over_a_claim_closes_the_first_as_lost() -> None:
+    found = history(entry("claimed", about=ABOUT), entry("claimed", at=9, lost=1))
+    assert [(attempt.outcome, attempt.ended) for attempt in found.attempts] == [("lost", 9), (None, None)]
+    assert (found.lost, found.attempt, found.about) == (1, 0, ABOUT)
+
+
+def test_steps_are_remembered_and_end_a_row_of_losses() -> None:
+    found = history(
+        entry("claimed", lost=2),
+        entry("step", step="a", op="send", result=3),
+        entry("retrying"),
+        entry("claimed", 1, attempt=1),
+        entry("step", 1, step="b", op="run"),
+    )
+    assert found.lost == 0
+    assert {id: (done.op, done.result) for id, done in found.steps.items()} == {
+        "a": ("send", 3),
+        "b": ("run", None),
+    }
+    assert (found.attempt, found.sequence) == (1, 5)
+
+
+@pytest.mark.parametrize("kind", FINISHED)
+def test_a_finished_run_is_one_entry_that_folds_to_all_before_it(kind: str) -> None:
+    before = history(
+        entry("claimed", about=ABOUT),
+        entry("step", step="a", op="send", result=3),
+        entry("retrying", at=4, error=Failure(type="E", message="m")),
+        entry("claimed", 1, at=5, attempt=1),
+    )
+    last = finish(before, entry(kind, 1, at=8, started=6, result="r"), keep_steps=True)
+    found = fold([(9, decode(JournalEntry, encode(last)))])
+    assert found.finished
+    assert (found.sequence, found.about, found.attempt, found.claim) == (9, ABOUT, 1, None)
+    assert [attempt.outcome for attempt in found.attempts] == ["retrying", kind]
+    assert (found.attempts[1].started, found.attempts[1].ended) == (6, 8)
+    assert found.steps["a"].result == 3
+    assert found.last is not None
+    assert found.last.result == "r"
+
+
+def test_results_of_steps_are_left_out_of_what_succeeded() -> None:
+    before = history(entry("claimed"), entry("step", step="a", op="send", result=3))
+    last = finish(before, entry("completed"), keep_steps=False)
+    assert last.steps is not None
+    assert [(done.id, done.result) for done in last.steps] == [("a", None)]
+
+
+def test_folding_does_not_change_what_was_folded() -> None:
+    first = history(entry("claimed"), entry("step", step="a", op="send"))
+    steps = dict(first.steps)
+    history(entry("claimed"), entry("step", step="a", op="send"), entry("step", step="b", op="send"))
+    assert first.steps == steps
+
+
+def test_a_journal_says_where_its_run_came_from() -> None:
+    event = Event(id="e", name="x", ts=1)
+    run = Run(run="R", function="a.f", trigger="event", fire_at=3, event=event, parent="P")
+    assert about(run) == About(trigger="event", fire_at=3, event="x", event_id="e", parent="P")
+    run = Run(run="R", function="a.f", trigger="cron", fire_at=3, schedule="s", scheduled_at=2)
+    assert about(run) == About(trigger="cron", fire_at=3, schedule="s", scheduled_at=2)
