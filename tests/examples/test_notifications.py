@@ -129,6 +129,14 @@ def test_receiver_refuses_some_once_and_the_gone_channel_always() -> None:
     assert receiver.refused == {"c": 1, "f": 1, "g": 2}
 
 
+def test_outside_the_demo_it_keeps_the_real_times() -> None:
+    assert not notifications.DEMO
+    crons = notifications.app.functions["notifications.dispatch"].cron
+    assert [(cron.expression, cron.timezone) for cron in crons] == [
+        ("0 9,12 * * MON,FRI", zone) for zone in notifications.ZONES
+    ]
+
+
 def test_every_team_is_told_at_its_own_nine_and_twelve(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
