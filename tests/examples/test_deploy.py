@@ -26,6 +26,7 @@ import typer.main
 from jetcron.cli import app as cli
 from jetcron.settings import Settings
 from jetcron_protocol.topology import MIN_SERVER
+from tests.examples.small_yaml import read_yaml
 from tests.support.nats_server import NatsServer, binary
 
 ROOT = Path(__file__).parents[2]
@@ -267,54 +268,7 @@ async def test_publishers_reach_events_alone(tmp_path: Path) -> None:
     assert all("permissions violation" in str(error).lower() for error in refused)
 
 
-# compose.yaml, by a reader of as much YAML as it uses: nothing else here needs the whole language.
-
-
-def read_yaml(text: str) -> Any:
-    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-    value, rest = block([(len(line) - len(line.lstrip()), line.strip()) for line in lines], {})
-    assert not rest, rest
-    return value
-
-
-Lines = list[tuple[int, str]]
-
-
-def block(lines: Lines, anchors: dict[str, Any]) -> tuple[Any, Lines]:
-    depth = lines[0][0]
-    mapping: dict[str, Any] = {}
-    listed: list[Any] = []
-    while lines and lines[0][0] == depth:
-        text = lines[0][1]
-        lines = lines[1:]
-        if text.startswith("- "):
-            listed.append(scalar(text[2:], anchors))
-            continue
-        key, _, written = text.partition(":")
-        written = written.strip()
-        anchor = re.match(r"&(\w+)\s*", written)
-        written = written[anchor.end() :] if anchor else written
-        if written:
-            value = scalar(written, anchors)
-        elif lines and lines[0][0] > depth:
-            value, lines = block(lines, anchors)
-        else:
-            value = None
-        if anchor:
-            anchors[anchor[1]] = value
-        if key == "<<":
-            mapping = value | mapping
-        else:
-            mapping[key] = value
-    return listed or mapping, lines
-
-
-def scalar(text: str, anchors: dict[str, Any]) -> Any:
-    if text.startswith("*"):
-        return anchors[text[1:]]
-    if text.startswith("["):
-        return json.loads(text) if '"' in text else [part.strip() for part in text[1:-1].split(",")]
-    return json.loads(text) if text.startswith('"') else text
+# compose.yaml.
 
 
 def verbs() -> dict[str, Any]:
