@@ -167,6 +167,8 @@ class Stack:
         async with contextlib.AsyncExitStack() as stack:
             stack.enter_context(mock.patch("jetcron.process.Bus", FaultyBus))
             stack.enter_context(mock.patch("jetcron.executor.worker.HAND_BACK_SECONDS", 0.3))
+            # It is for processes that have one actor and live long.
+            stack.enter_context(mock.patch("jetcron.process._calm_collector", create=True))
             await stack.enter_async_context(self.bus)
             await self.bus.apply_topology()
             heard = await stack.enter_async_context(self.bus.listen(self.names.journal_all))
