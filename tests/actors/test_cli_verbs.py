@@ -14,7 +14,8 @@ import pytest_asyncio
 
 from jetcron import App, Context
 from jetcron.bus import Bus
-from jetcron.cli.doctor import Finding, examine
+from jetcron.cli.cycles import Finding
+from jetcron.cli.doctor import examine
 from jetcron.errors import ServerTooOld
 from tests.support.command_line import acall, running
 from tests.support.nats_server import NatsServer

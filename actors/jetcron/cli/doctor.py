@@ -5,31 +5,24 @@ the code behind the pull is right. Of very many schedules it looks at a sample.
 """
 
 import asyncio
-import random
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from jetcron.bus import Bus, rfc3339_ms
+from jetcron.cli.cycles import Cycles, Finding
+from jetcron.cli.output import size
 from jetcron.clock import Clock, SystemClock
-from jetcron.cycle import next_occurrence
 from jetcron.errors import BusError, NotFound, TopologyMissing
 from jetcron.settings import Settings
 from jetcron_protocol import topology
 from jetcron_protocol.codec import DecodeError, decode
-from jetcron_protocol.ids import GROUPS, SHARDS
-from jetcron_protocol.messages import ExecutorEntry, Function, Schedule, Sweep
+from jetcron_protocol.ids import GROUPS
+from jetcron_protocol.messages import ExecutorEntry, Function, Sweep
 from jetcron_protocol.subjects import split_function
-
-Level = Literal["ok", "note", "wrong"]
 
 _NEARLY_FULL = 0.8
 _LOOKS = 4
 _PAUSE = 0.25
-_SAMPLE = 20_000
-"""Schedules looked at."""
-_SETTLES = 2.0
-"""Seconds after which what looked broken is looked at again."""
 _AT_WORK_MS = 5_000
 _ACTORS = {
     "cron-sync": "jetcron cron-sync",
@@ -38,16 +31,6 @@ _ACTORS = {
     "event-router": "jetcron event-router",
     "event-router-later": "jetcron event-router",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What was looked at and what was found; `do` is what mends it. A note is no fault."""
-
-    level: Level
-    about: str
-    what: str
-    do: str = ""
 
 
 async def examine(settings: Settings, clock: Clock | None = None) -> list[Finding]:
@@ -85,7 +68,7 @@ class _Doctor:
             self._actors,
             self._sweeps,
             self._apps,
-            self._cycles,
+            Cycles(self._bus, self._clock).look,
             self._dead,
         ):
             for finding in await part():
@@ -120,11 +103,11 @@ class _Doctor:
                     Finding(
                         "wrong",
                         "storage",
-                        f"the account uses {used / limit:.0%} of its {_bytes(limit)} of {kind} storage",
+                        f"the account uses {used / limit:.0%} of its {size(limit)} of {kind} storage",
                         "raise its limit, or keep events, runs and dead letters for less long",
                     )
                 )
-        return found or [Finding("ok", "storage", f"{_bytes(account.get('storage', 0))} used")]
+        return found or [Finding("ok", "storage", f"{size(account.get('storage', 0))} used")]
 
     async def _our_clock(self) -> list[Finding]:
         await self._bus.stream_state(self._names.work)
@@ -307,82 +290,8 @@ class _Doctor:
                 found.setdefault(entry.app, []).append(entry)
         return found
 
-    # Cycles: an active schedule always has a tick, held or due.
-
-    async def _cycles(self) -> list[Finding]:
-        shards = [f"{number:02x}" for number in range(SHARDS)]
-        random.shuffle(shards)
-        seen = 0
-        suspects: list[str] = []
-        looked = 0
-        for start in range(0, SHARDS, 16):
-            for schedules, ticking in await asyncio.gather(*map(self._shard, shards[start : start + 16])):
-                seen += len(schedules)
-                suspects += schedules - ticking
-            looked += 16
-            if seen > _SAMPLE:
-                break
-        sampled = f"{seen} schedules" if looked == SHARDS else f"{seen} schedules, a sample"
-        broken = await self._really_broken(suspects)
-        if broken:
-            named = ", ".join(broken[:3]) + (f" and {len(broken) - 3} more" if len(broken) > 3 else "")
-            return [
-                Finding(
-                    "wrong",
-                    "schedules",
-                    f"{len(broken)} of {sampled} have no tick: {named}",
-                    "the health-checker restarts them within a few minutes; see that it runs",
-                )
-            ]
-        return [Finding("ok", "schedules", f"{sampled}: each active one has its tick")]
-
-    async def _shard(self, shard: str) -> tuple[set[str], set[str]]:
-        """The schedules of a shard, and those with a tick. Ticks are read last: a new schedule gets its own later."""
-        keys = await self._bus.subjects(self._names.registry, self._names.schedules_of_shard(shard))
-        if not keys:
-            return set(), set()
-        ticks = await self._bus.subjects(self._names.work, self._names.ticks_of_shard(shard))
-        return (
-            {self._names.parse_schedule_key(key) for key in keys},
-            {self._names.parse_tick(tick).schedule for tick in ticks},
-        )
-
-    async def _really_broken(self, suspects: Sequence[str]) -> list[str]:
-        """Those that are active, have an occurrence to come, and still no tick a moment later."""
-        candidates = await self._active(suspects)
-        if not candidates:
-            return []
-        await self._clock.sleep(_SETTLES)
-        broken = []
-        for schedule in await self._active(candidates):
-            if not await self._bus.subjects(self._names.work, self._names.ticks_of(schedule)):
-                broken.append(schedule)
-        return broken
-
-    async def _active(self, schedules: Sequence[str]) -> list[str]:
-        keys = {self._names.schedule_key(schedule): schedule for schedule in schedules}
-        now = self._clock.now()
-        found = []
-        for key, stored in (await self._bus.entries(list(keys))).items():
-            try:
-                entry = decode(Schedule, stored.payload)
-            except DecodeError:
-                found.append(keys[key])
-                continue
-            if entry.state == "active" and next_occurrence(entry, max(now, entry.armed_from)) is not None:
-                found.append(entry.id)
-        return sorted(found)
-
     async def _dead(self) -> list[Finding]:
         state = await self._bus.stream_state(self._names.dead)
         if not state.messages:
             return [Finding("ok", "dead letters", "none")]
         return [Finding("note", "dead letters", f"{state.messages}", "look at them: jetcron dead list")]
-
-
-def _bytes(size: float) -> str:
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"

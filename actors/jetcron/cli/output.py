@@ -120,6 +120,15 @@ def span(ms: float | None) -> str:
     raise AssertionError
 
 
+def size(octets: float) -> str:
+    """Bytes as people say them."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if octets < 1024:
+            return f"{octets:.0f} {unit}" if unit == "bytes" else f"{octets:.1f} {unit}"
+        octets /= 1024
+    return f"{octets:.1f} TiB"
+
+
 def state(text: str) -> str:
     """A state in its colour."""
     style = STATES.get(text)

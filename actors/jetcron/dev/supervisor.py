@@ -7,11 +7,8 @@ what it waits for. Ctrl-C drains, a second one stops at once. Killed, it takes t
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
-import socket
-import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +16,7 @@ from pathlib import Path
 from jetcron.bus import Bus
 from jetcron.clock import Clock, SystemClock
 from jetcron.dev.child import CODE_AT_FAULT, NOT_FOUND
+from jetcron.dev.handle import Child, spawn
 from jetcron.dev.live import Paint, clock_time, colours, say
 from jetcron.dev.server import DevServer
 from jetcron.errors import ConfigurationError
@@ -86,52 +84,6 @@ async def _server(
         yield Settings.load(nats_url=server.url), server
 
 
-class _Child:
-    """One start of the child process."""
-
-    def __init__(self, process: asyncio.subprocess.Process, control: socket.socket) -> None:
-        self.process = process
-        self.ready = asyncio.Event()
-        self.hash = ""
-        self.folder = ""
-        self._control = control
-        self._listening = asyncio.ensure_future(self._listen())
-
-    async def _listen(self) -> None:
-        reader, writer = await asyncio.open_connection(sock=self._control)
-        try:
-            while line := await reader.readline():
-                facts = json.loads(line)
-                self.hash, self.folder = facts["hash"], facts["folder"]
-                self.ready.set()
-        finally:
-            writer.close()
-
-    async def ended(self) -> int:
-        """Its exit code, once it has ended."""
-        return await self.process.wait()
-
-    async def stop(self, clock: Clock, seconds: float) -> None:
-        """Drain it, for at most so long; then kill it."""
-        with contextlib.suppress(ProcessLookupError):
-            self.process.terminate()
-        waiting = asyncio.ensure_future(self.process.wait())
-        timer = asyncio.ensure_future(clock.sleep(seconds))
-        await asyncio.wait({waiting, timer}, return_when=asyncio.FIRST_COMPLETED)
-        timer.cancel()
-        self.kill()
-        await waiting
-        await self.close()
-
-    def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self.process.kill()
-
-    async def close(self) -> None:
-        self._listening.cancel()
-        await asyncio.gather(self._listening, return_exceptions=True)
-
-
 class _Supervisor:
     def __init__(self, options: Options, clock: Clock, settings: Settings) -> None:
         self.paint = Paint(colours())
@@ -141,7 +93,7 @@ class _Supervisor:
         self._stopping = asyncio.Event()
         self._changed = asyncio.Event()
         self._changes: set[str] = set()
-        self._child: _Child | None = None
+        self._child: Child | None = None
         self._hash = ""
         self._folders = {Path.cwd()}
         self._more_folders = asyncio.Event()
@@ -180,7 +132,9 @@ class _Supervisor:
         broken = 0
         while not self._stopping.is_set():
             self._changed.clear()
-            child = self._child = await self._spawn(settings)
+            child = self._child = await spawn(
+                self._options.target or "", settings.nats_url, grace=self._grace, known=self._hash
+            )
             code = await self._until(child, lost)
             if lost is not None and lost.done():
                 say(self.paint(f"the nats-server has ended: {lost.result()}", "red"))
@@ -217,7 +171,7 @@ class _Supervisor:
             return False
         return code == CODE_AT_FAULT or self._was_ready
 
-    async def _until(self, child: _Child, lost: "asyncio.Future[str] | None") -> int | None:
+    async def _until(self, child: Child, lost: "asyncio.Future[str] | None") -> int | None:
         """The child's exit code, or None when something else comes first."""
         ended = asyncio.ensure_future(child.ended())
         ready = asyncio.ensure_future(self._ready(child))
@@ -228,7 +182,7 @@ class _Supervisor:
             ended.cancel()
             ready.cancel()
 
-    async def _ready(self, child: _Child) -> None:
+    async def _ready(self, child: Child) -> None:
         """Returns when the time of `--once` is over, counted from when all was ready."""
         began = self._clock.monotonic()
         await child.ready.wait()
@@ -246,31 +200,6 @@ class _Supervisor:
             await asyncio.Event().wait()
         else:
             await self._clock.sleep(self._options.once)
-
-    async def _spawn(self, settings: Settings) -> _Child:
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        # Until the child handles it itself, a Ctrl-C must not end it with a traceback.
-        start = (
-            "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
-            "from jetcron.dev.child import main; sys.exit(main(sys.argv[1:]))"
-        )
-        target = self._options.target or ""
-        try:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-c",
-                start,
-                str(theirs.fileno()),
-                str(self._grace),
-                self._hash,
-                target,
-                env={**os.environ, "NATS_URL": settings.nats_url, "PYTHONUNBUFFERED": "1"},
-                pass_fds=(theirs.fileno(),),
-            )
-        finally:
-            theirs.close()
-        return _Child(process, ours)
 
     # Reload.
 
