@@ -31,7 +31,7 @@ def check(chain: ChainWorld) -> None:
         if chain.registry.leader(("schedule", name)) is None:
             chain.world.fail(f"{name} was never written")
         _Account(chain, name).check()
-    if chain.ledger.broken and not chain.sabotaged and chain.restored_at is None:
+    if chain.ledger.broken and not chain.sabotaged:
         chain.world.fail(f"broke by itself: {chain.ledger.broken}")
 
 
@@ -126,7 +126,7 @@ class _Account:
         """Late runs are what the catch-up policy wants: none, the newest, or all."""
         policy = record.value.catch_up
         made = {at: run for at in due if (run := self._made(at, record)) is not None}
-        if policy == "all":
+        if policy == "all" or self._restored:
             return
         for at, run in made.items():
             if run.decided - at <= LATE_AFTER + SKEW:

@@ -229,19 +229,18 @@ class ChainWorld:
         return record.sequence if record else 0
 
     def _restore(self) -> None:
-        """The registry is put back to before its last change."""
-        changes = [
-            record
-            for record in self.registry.log
-            if isinstance(record.key, tuple) and record.key[0] == "schedule"
-        ]
-        if self._changing():
+        """The registry is put back to before its last change, once that has settled."""
+        changes = [r for r in self.registry.log if isinstance(r.key, tuple) and r.key[0] == "schedule"]
+        ticks = [stored.out.body for stored in self.work.standing("held", "due")]
+        unsettled = any(self._revision(tick.schedule) != tick.revision for tick in ticks)
+        if self._changing() or unsettled or self.work.down:
             if self.world.faults:
                 self.world.after(1_000, self._restore)
             return
         last = changes[-1]
         before = [record for record in changes[:-1] if record.key == last.key]
-        if before and before[-1].value.state == last.value.state == "active":
+        stands = any(tick.revision == last.sequence for tick in ticks)
+        if before and before[-1].value.state == "active" and stands:
             self.world.note("registry restored to before", last.sequence)
             self.registry.restore(last.sequence - 2)  # its past is written with it
             self.restored_at = self.world.now

@@ -14,9 +14,11 @@ FRAGILE = Odds(crash=0.3, freeze=0, lost=0, answer_lost=0, ack_lost=0, ack_late=
 MILD = Scenario()
 ROUGH = Scenario(odds=HARSH)
 SABOTAGE = Scenario(odds=HARSH, sabotage=True)
+RESTORE = Scenario(restore=True)
 SYNC_DIES = Scenario(sync_odds=FRAGILE, commands=16, outages=1)
 
 BREAKS_IN = {
+    "a restored registry is armed anew": RESTORE,
     "a broken chain goes on from when it was whole": SABOTAGE,
     "whole means up to its earliest tick": SABOTAGE,
     "whole means up to its oldest command": SYNC_DIES,
@@ -41,7 +43,11 @@ def test_every_occurrence_is_accounted_for(scenario: Scenario, chunk: int) -> No
 
 
 @pytest.mark.parametrize("chunk", range(2))
-@pytest.mark.parametrize("scenario", [ROUGH, SABOTAGE, SYNC_DIES], ids=["rough", "sabotage", "sync dies"])
+@pytest.mark.parametrize(
+    "scenario",
+    [ROUGH, SABOTAGE, RESTORE, SYNC_DIES],
+    ids=["rough", "sabotage", "restored registry", "sync dies"],
+)
 def test_every_occurrence_is_accounted_for_when_it_is_worse(scenario: Scenario, chunk: int) -> None:
     for seed in range(chunk * CHUNK, (chunk + 1) * CHUNK):
         play(seed, scenario)
@@ -56,6 +62,6 @@ def _breaks(rule: str) -> bool:
     return False
 
 
-@pytest.mark.parametrize("rule", [rule for rule in CHAIN if "restored" not in rule])
+@pytest.mark.parametrize("rule", CHAIN)
 def test_each_rule_is_needed(rule: str) -> None:
     assert _breaks(rule), f"{rule}, {CHAIN[rule]}: nothing breaks in {SEEDS} seeds"
