@@ -481,7 +481,8 @@ class HealthChecker(Actor):
         if found.gap is not None:
             note = GapNote(found.gap, entry.revision, false=False)
             yield from self.net.insist(self.host, s.ledger.take_gap, note)
-        yield from self.call(s.work.publish, s.held(found.tick))
+        if found.tick is not None:
+            yield from self.call(s.work.publish, s.held(found.tick))
 
     def _overdue(self) -> Steps:
         if "what is overdue is published again" not in self.rules:
