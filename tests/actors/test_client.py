@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import dataclasses
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,7 @@ from jetcron_protocol.messages import Event as WireEvent
 from jetcron_protocol.messages import Gap
 from tests.support.faults import FaultyBus, LoseAnswer, Refuse
 from tests.support.nats_server import NatsServer
-from tests.support.stack import PATIENCE, Stack
+from tests.support.stack import PATIENCE, Stack, until
 
 
 @contextlib.asynccontextmanager
@@ -296,18 +295,21 @@ async def test_a_letter_kept_in_part_is_not_sent_again(shared_nats: NatsServer) 
         assert await client.dead.get(dead.sequence) == dead
 
 
-async def test_an_event_replayed_starts_what_it_should_have(shared_nats: NatsServer) -> None:
-    """Its id and its time come with it."""
-    async with connected(shared_nats) as (stack, client):
+async def test_an_event_replayed_comes_as_it_was(shared_nats: NatsServer) -> None:
+    async with connected(shared_nats, duplicate_window=1) as (stack, client):
         await stack.start("event-router")
-        headers = {"Nats-Msg-Id": "mine", "Other": "gone"}
+        headers = {"Nats-Msg-Id": "mine", "Jetcron-At": "2030-01-01T00:00:00Z", "Other": "gone"}
         await stack.bus.publish(stack.names.event("x"), b"\xc1", headers)
         await stack.settled(stack.names.events, stack.names.event_router)
         (dead,) = await client.dead.list()
-        await stack.bus.purge(stack.names.events, ">")
-        settings = dataclasses.asdict(dead.letter)
-        assert settings["headers"]["Nats-Msg-Id"] == "mine"
+        assert dead.letter.headers == headers
+        await until(lambda: stack.clock.now() > dead.letter.at + 1_500, what="the id forgotten by the server")
         assert await client.dead.replay(dead.sequence) == stack.names.event("x")
+        await stack.settled(stack.names.events, stack.names.event_router)
+        first, again = await stack.stored(stack.names.events)
+        assert (again.payload, again.headers["Jetcron-At"]) == (b"\xc1", headers["Jetcron-At"])
+        assert "Other" not in again.headers
+        assert again.sequence > first.sequence
 
 
 async def test_waiting_for_a_far_result_survives_a_restart_of_the_server(

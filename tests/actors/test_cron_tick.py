@@ -326,4 +326,5 @@ async def test_a_stale_reader_does_not_lose_a_schedule(stack: Stack, monkeypatch
     deliveries = await take(stack.bus, stack.names.work, stack.names.cron_tick)
     await stack.make("cron-tick", stack.bus).handle(deliveries)
     monkeypatch.undo()
+    await stack.settled(stack.names.work, stack.names.cron_tick)
     assert await held(stack) == [("app.f", revision, at + HOUR)]

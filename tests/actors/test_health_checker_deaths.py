@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from itertools import count
 
-from jetcron.bus import Delivery
-from jetcron.dispatch import held_event, held_tick, next_turn
+from jetcron.bus import Delivery, hold
+from jetcron.dispatch import held_tick, next_turn
 from jetcron_protocol.codec import encode
 from jetcron_protocol.ids import group_of, manual_run_id, shard
 from jetcron_protocol.messages import Event, Run, Schedule, Tick
@@ -37,7 +37,8 @@ def sweep(group: int, ahead: int = 0) -> Scenario:
         run = Run(run=manual_run_id("app.f", "1"), function="app.f", trigger="manual", fire_at=YEAR_2200)
         await bus.store(next_turn(names, run, turn=3, fire_at=YEAR_2200, lead=500))
         event = Event(id="1", name="x", ts=1, at=YEAR_2200)
-        await bus.store(held_event(names, event, 500))
+        later = names.later_held("x", "1")
+        await bus.store(hold(later, names.later_due("x"), YEAR_2200, encode(event), {"Jetcron-Event": "1"}))
         await bus.publish(names.health_due, str(group).encode())
 
     async def act(stack: Stack, bus: FaultyBus, deliveries: Sequence[Delivery]) -> None:
