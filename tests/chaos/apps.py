@@ -7,6 +7,7 @@ The file is named by CHAOS_NOTES; gates, files a function waits for, lie in the 
 import asyncio
 import json
 import os
+import signal
 import time
 from functools import cache
 from pathlib import Path
@@ -85,6 +86,17 @@ async def flaky(ctx: Context) -> None:
     note("start", ctx)
     if ctx.attempt == 0:
         raise RuntimeError("at first it fails")
+    note("end", ctx)
+
+
+@app.function(on="chaos.deadly")
+async def deadly(ctx: Context, data: dict[str, Any]) -> None:
+    """At its first beginning it has its process killed, so many ms after its code has ended."""
+    note("start", ctx)
+    marker = Path(os.environ["CHAOS_GATES"], ctx.run_id)
+    if not marker.exists():  # noqa: ASYNC240
+        marker.touch()  # noqa: ASYNC240
+        asyncio.get_running_loop().call_later(data["after"] / 1000, os.kill, os.getpid(), signal.SIGKILL)
     note("end", ctx)
 
 

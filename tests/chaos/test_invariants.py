@@ -397,6 +397,35 @@ async def test_invariant_5_nothing_is_acknowledged_before_what_it_caused_is_stor
     await all_accounted(running, load, began, before)
 
 
+async def test_invariant_5_a_run_whose_process_dies_as_its_code_ends_is_not_lost(running: Chaos) -> None:
+    """Before its end is recorded, between that and the acknowledgement, after it: every few tenths of a ms."""
+    ids = []
+    for number in range(12):
+        lives = sum(member.lives for member in running.of("executor"))
+        ids.append(f"deadly-{number}")
+        await running.send("chaos.deadly", ids[-1:], after=number * 0.4)
+        await until(
+            lambda lives=lives: sum(member.lives for member in running.of("executor")) > lives,
+            "an executor has died of it and was started anew",
+        )
+    await running.all_begun()
+    await until(
+        lambda: all(
+            any(running.books.completed(run) for run in running.books.of_event("chaos.deadly").get(id, ()))
+            for id in ids
+        ),
+        "every run has ended",
+    )
+    await running.drained("chaos.deadly")
+    await running.books.complete()
+    assert running.books.doubled() == []
+    assert all(len(runs) == 1 for runs in running.books.of_event("chaos.deadly").values())
+    starts = Counter(note.event for note in running.notes(function="chaos.deadly", what="start"))
+    assert set(starts) == set(ids)
+    assert max(starts.values()) <= 3
+    assert any(times > 1 for times in starts.values()), "some died before their end was recorded"
+
+
 # 6.
 
 

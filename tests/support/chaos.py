@@ -156,7 +156,11 @@ class Member:
         """Start it anew if it should run and does not; note an end that nobody here caused."""
         if not self.wanted or self.alive:
             return
-        if self._process is not None and not any(text in self.log()[-300:] for text in _AWAY):
+        if (
+            self._process is not None
+            and self._process.returncode != -signal.SIGKILL
+            and not any(text in self.log()[-300:] for text in _AWAY)
+        ):
             self.ends.append(f"{self.name} ended with {self._process.returncode}: {self.log()[-3000:]}")
         self.start()
 
