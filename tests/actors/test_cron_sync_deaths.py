@@ -12,7 +12,7 @@ from jetcron_protocol.ids import manual_run_id
 from jetcron_protocol.messages import CronTrigger, Function, Run, Schedule, SyncCommand, Tick
 from tests.support.faults import FaultyBus
 from tests.support.nats_server import NatsServer
-from tests.support.stack import Scenario, Stack, every_fault, play, take
+from tests.support.stack import HastyClock, Scenario, Stack, every_fault, play, take
 
 NEW_YEAR = CronTrigger(expression="0 0 1 1 *")
 LABOUR_DAY = CronTrigger(expression="0 0 1 5 *")
@@ -24,7 +24,7 @@ FIRST = SyncCommand(id="1", command="register", app="app", functions=[BOTH, ON_E
 
 async def handle(stack: Stack, bus: FaultyBus, deliveries: Sequence[Delivery]) -> None:
     """A fresh cron-sync handles what was delivered."""
-    await stack.make("cron-sync", bus).handle(deliveries)
+    await stack.make("cron-sync", bus, clock=HastyClock()).handle(deliveries)
 
 
 async def apply(stack: Stack, command: SyncCommand) -> None:

@@ -130,7 +130,7 @@ async def test_what_is_no_event_goes_to_the_dead_stream_and_stops_nothing(stack:
     (run,) = await routed(stack)
     assert run.event is not None
     assert run.event.id == "good"
-    letters = await stack.dead()
+    letters = sorted(await stack.dead(), key=lambda letter: letter.sequence)
     assert [letter.body for letter in letters] == [body for body, _, _ in bodies]
     for letter, (_, headers, reason) in zip(letters, bodies, strict=True):
         assert reason in letter.reason
