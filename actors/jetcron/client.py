@@ -5,6 +5,7 @@ is applied when the call returns, or the call says that nobody has applied it ye
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -12,14 +13,22 @@ from secrets import token_bytes
 from typing import Any, Literal, Self
 
 from jetcron import dispatch
-from jetcron.bus import Bus, StoredMessage
+from jetcron.bus import Bus, Outgoing, StoredMessage, fenced
 from jetcron.clock import Clock, to_ms
-from jetcron.errors import ConfigurationError, NotFound, PayloadTooLarge, RunFailed, RunNotFound, TryAgain
+from jetcron.errors import (
+    ConfigurationError,
+    NotFound,
+    PayloadTooLarge,
+    RunFailed,
+    RunNotFound,
+    TryAgain,
+    WrongSequence,
+)
 from jetcron.events import Event, check_sendable, store_events, to_wire
 from jetcron.journal import History, fold, read_entries
 from jetcron.registration import order
 from jetcron.settings import Settings
-from jetcron_protocol.codec import DecodeError, decode
+from jetcron_protocol.codec import AT_HEADER, EVENT_HEADER, DecodeError, decode, decode_event
 from jetcron_protocol.ids import digest, manual_run_id, ulid
 from jetcron_protocol.messages import (
     DeadLetter,
@@ -35,7 +44,8 @@ from jetcron_protocol.subjects import InvalidName, split_function
 Status = Literal["queued", "running", "retrying", "completed", "failed", "cancelled"]
 
 _LISTEN_SECONDS = 5.0
-_REPLAYED_HEADERS = ("Jetcron-Event", "Jetcron-At", "Nats-Msg-Id")
+_STORE_SECONDS = 30.0
+_REPLAYED_HEADERS = (EVENT_HEADER, AT_HEADER)
 
 
 class Client:
@@ -101,7 +111,13 @@ class Client:
         message = dispatch.new_run(self._bus.names, run, now=now, lead=self._bus.settings.lead_ms)
         if len(message.payload) > self._bus.max_body:
             raise PayloadTooLarge(len(message.payload), self._bus.max_body)
-        await self._bus.store(message)
+        if message.is_held:
+            # A second call must not move the first: what is held stands as it is.
+            message = message.with_headers(fenced(0))
+        try:
+            await self._bus.store(message, patience=_STORE_SECONDS)
+        except WrongSequence:
+            pass
         return RunHandle(self._bus, function, run.run)
 
 
@@ -345,11 +361,24 @@ class DeadLetters:
         if letter.letter == "failed":
             sent = await self._run_again(sequence, letter)
         else:
-            headers = {k: v for k, v in letter.headers.items() if k in _REPLAYED_HEADERS}
-            await self._bus.publish(letter.subject, letter.body, headers or None)
+            # Without its message id, by which the server would drop it as known: an event keeps its id inside.
+            message = self._again(letter)
+            await self._bus.publish(message.subject, message.payload, message.headers)
             sent = letter.subject
         await self._bus.delete(self._bus.names.dead, sequence)
         return sent
+
+    def _again(self, letter: DeadLetter) -> Outgoing:
+        """What could not be decoded, as it was; an event that can be by now, with the id it had."""
+        headers = {name: value for name, value in letter.headers.items() if name in _REPLAYED_HEADERS}
+        if letter.letter == "event":
+            with contextlib.suppress(DecodeError, InvalidName):
+                name = self._bus.names.parse_event(letter.subject)
+                event = decode_event(
+                    name, letter.body, letter.headers, sequence=letter.sequence, stored_at=letter.at
+                )
+                return dispatch.event(self._bus.names, event).without_id()
+        return Outgoing(letter.subject, letter.body, headers or None)
 
     async def _run_again(self, sequence: int, letter: DeadLetter) -> str:
         old = decode(Run, letter.body)

@@ -6,14 +6,16 @@ happened; if it dies after, the ticks are delivered again and lead to the same m
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 
 from jetcron import dispatch
 from jetcron.bus import Bus, Delivery, Outgoing, StoredMessage
 from jetcron.clock import Clock
+from jetcron.cron import CronError
 from jetcron.cycle import Decision, Entry, Nothing, Rearm, Turn, decide_turn, is_late
+from jetcron.many import each
 from jetcron.process import Process
 from jetcron.settings import Settings
 from jetcron_protocol.codec import DecodeError, decode
@@ -23,16 +25,49 @@ from jetcron_protocol.subjects import InvalidName, split_function
 log = structlog.get_logger("jetcron.cron-tick")
 
 BATCH = 500
+LATE = 5
+"""Late ticks turned at one time."""
+UNREADY_SECONDS = 30.0
+"""A tick whose schedule cannot be read here is handed back for so long."""
 WORKERS = 2
 """Batches in hand at one time: one is read and decided while another is being stored."""
 
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """A released tick and the delivery that brought it."""
+    """A released tick and the deliveries that brought it: of several copies, as two chains make, one is turned."""
 
     tick: Tick
-    delivery: Delivery
+    deliveries: list[Delivery]
+
+
+@dataclass(frozen=True, slots=True)
+class Definitions:
+    """What the registry says of a batch's schedules."""
+
+    current: dict[str, Entry] = field(default_factory=dict)
+    past: dict[tuple[str, int], Past] = field(default_factory=dict)
+    unreadable: dict[str, DecodeError] = field(default_factory=dict)
+
+    def add(self, schedule: str, stored: StoredMessage | None) -> None:
+        """Take in a schedule's entry; one that cannot be read is noted."""
+        if stored is None or schedule in self.current:
+            return
+        try:
+            self.current[schedule] = Entry(decode(Schedule, stored.payload), stored.sequence)
+        except DecodeError as error:
+            self.unreadable[schedule] = error
+
+    def add_past(self, tick: Tick, stored: StoredMessage) -> None:
+        """Take in the revision this tick is of, which was replaced."""
+        try:
+            self.past[tick.schedule, tick.revision] = decode(Past, stored.payload)
+        except DecodeError as error:
+            self.unreadable[tick.schedule] = error
+
+    def function(self, tick: Tick) -> str:
+        """The function a tick's schedule runs."""
+        return self.current[tick.schedule].schedule.function
 
 
 class CronTick:
@@ -56,56 +91,68 @@ class CronTick:
                 )
 
     async def handle(self, deliveries: Sequence[Delivery]) -> None:
-        """One batch: read the definitions, decide, store everything, acknowledge what stands."""
+        """One batch: read the definitions, decide, store everything, acknowledge what stands.
+
+        Late ticks go in small parts of their own: each may lead to a thousand runs.
+        """
         released = await self._decode(deliveries)
-        try:
-            await self._turn(released)
-        except DecodeError:
-            for item in released:
-                try:
-                    await self._turn([item])
-                except DecodeError as error:
-                    # A newer program wrote it, or it is broken: another copy may read it, and nothing is lost.
-                    log.error(
-                        "a registry entry cannot be read", schedule=item.tick.schedule, reason=str(error)
-                    )
-                    await self._process.hand_back([item.delivery])
+        now = self._clock.now()
+        late: list[Released] = []
+        on_time: list[Released] = []
+        for item in released:
+            (late if is_late(item.tick, now, self._settings.late_after_ms) else on_time).append(item)
+        for part in (on_time, *(late[start : start + LATE] for start in range(0, len(late), LATE))):
+            if part:
+                await self._turn(part)
 
     async def _turn(self, released: Sequence[Released]) -> None:
-        """Raises `DecodeError`, before anything is stored, when a definition cannot be read."""
-        if not released:
-            return
-        current, past = await self._definitions([item.tick for item in released])
+        # The time comes first: what is read after it was in force then, should we be frozen in between.
         now = self._clock.now()
-        late = [item.tick for item in released if is_late(item.tick, now, self._settings.late_after_ms)]
-        gone_on = await self._gone_on(late)
+        known = await self._definitions([item.tick for item in released])
+        gone_on = await self._gone_on([item.tick for item in released], now)
+        turned: list[tuple[Released, Decision]] = []
         groups: list[list[Outgoing]] = []
-        decided: list[tuple[Released, Decision]] = []
+        unready: list[Delivery] = []
         for item in released:
-            tick = item.tick
-            decision = decide_turn(
-                tick,
-                current.get(tick.schedule),
-                past.get((tick.schedule, tick.revision)),
-                now=now,
-                late_after=self._settings.late_after_ms,
-                later_stands=tick in gone_on,
-            )
+            try:
+                decision = self._decide(item.tick, known, now, later_stands=item.tick in gone_on)
+            except (DecodeError, CronError) as error:
+                # A newer program wrote it, or this host lacks its zone: another copy may know better, and
+                # nothing is lost meanwhile.
+                log.error("a schedule cannot be read here", schedule=item.tick.schedule, reason=str(error))
+                unready += item.deliveries
+                continue
             if isinstance(decision, Turn) and decision.gap is not None:
-                await self._bus.store(self._gap(decision.gap, current[tick.schedule].schedule.function))
-            groups.append(self._messages(tick, decision, current, now))
-            decided.append((item, decision))
+                await self._bus.store(self._gap(decision.gap, known.function(item.tick)))
+            turned.append((item, decision))
+            groups.append(self._messages(item.tick, decision, known, now))
         standing = set(await self._bus.publish_groups(groups))
-        for index, (item, decision) in enumerate(decided):
+        for index, (item, decision) in enumerate(turned):
             if index in standing:
-                await item.delivery.ack()
+                for delivery in item.deliveries:
+                    await delivery.ack()
                 self._report(item.tick, decision)
-        await self._process.hand_back(
-            [item.delivery for index, (item, _) in enumerate(decided) if index not in standing]
+        left = [
+            one for index, (item, _) in enumerate(turned) if index not in standing for one in item.deliveries
+        ]
+        await self._process.hand_back(left)
+        await self._process.hand_back(unready, seconds=UNREADY_SECONDS)
+
+    def _decide(self, tick: Tick, known: "Definitions", now: int, *, later_stands: bool) -> Decision:
+        problem = known.unreadable.get(tick.schedule)
+        if problem is not None:
+            raise problem
+        return decide_turn(
+            tick,
+            known.current.get(tick.schedule),
+            known.past.get((tick.schedule, tick.revision)),
+            now=now,
+            late_after=self._settings.late_after_ms,
+            later_stands=later_stands,
         )
 
     async def _decode(self, deliveries: Sequence[Delivery]) -> list[Released]:
-        released = []
+        released: dict[Tick, Released] = {}
         for delivery in deliveries:
             try:
                 tick = decode(Tick, delivery.payload)
@@ -120,63 +167,43 @@ class CronTick:
                 self._process.metrics.dead.labels("tick").inc()
                 log.error("a tick cannot be read", subject=delivery.subject, reason=str(error))
             else:
-                released.append(Released(tick, delivery))
-        return released
+                released.setdefault(tick, Released(tick, [])).deliveries.append(delivery)
+        return list(released.values())
 
-    async def _definitions(
-        self, ticks: Sequence[Tick]
-    ) -> tuple[dict[str, Entry], dict[tuple[str, int], Past]]:
+    async def _definitions(self, ticks: Sequence[Tick]) -> "Definitions":
         """The registry's entries of these ticks, and the replaced revisions among them, as the leader has them."""
+        known = Definitions()
         keys = {self._names.schedule_key(tick.schedule): tick.schedule for tick in ticks}
         found = await self._bus.entries(list(keys))
-        current: dict[str, Entry] = {}
-        for key, schedule in keys.items():
-            stored = found.get(key)
-            entry = self._entry(stored)
-            if entry is None:
-                # Absent or unreadable: the leader has the last word.
-                entry = self._entry(await self._bus.entry(key))
-            if entry is not None:
-                current[schedule] = entry
         for tick in ticks:
-            entry = current.get(tick.schedule)
-            if entry is not None and entry.revision < tick.revision:
-                fresh = self._entry(await self._bus.entry(self._names.schedule_key(tick.schedule)))
-                if fresh is not None:
-                    current[tick.schedule] = fresh
-        return current, await self._past(ticks, current)
-
-    async def _past(self, ticks: Sequence[Tick], current: dict[str, Entry]) -> dict[tuple[str, int], Past]:
+            key = self._names.schedule_key(tick.schedule)
+            stored = found.get(key)
+            if stored is not None and stored.sequence < tick.revision:
+                stored = await self._bus.entry(key)  # older than the tick: the leader has the last word
+            known.add(tick.schedule, stored)
         replaced = {
-            self._names.past_key(tick.schedule, tick.revision): (tick.schedule, tick.revision)
+            self._names.past_key(tick.schedule, tick.revision): tick
             for tick in ticks
-            if tick.schedule in current and current[tick.schedule].revision > tick.revision
+            if tick.schedule in known.current and known.current[tick.schedule].revision > tick.revision
         }
-        past: dict[tuple[str, int], Past] = {}
-        if replaced:
-            found = await self._bus.entries(list(replaced))
-            for key, which in replaced.items():
-                stored = found.get(key) or await self._bus.entry(key)
-                if stored is not None:
-                    past[which] = decode(Past, stored.payload)
-        return past
+        for key, stored in (await self._bus.entries(list(replaced))).items():
+            known.add_past(replaced[key], stored)
+        return known
 
-    def _entry(self, stored: StoredMessage | None) -> Entry | None:
-        return None if stored is None else Entry(decode(Schedule, stored.payload), stored.sequence)
-
-    async def _gone_on(self, late: Sequence[Tick]) -> set[Tick]:
-        """Those late ticks whose chain has a later tick of the same revision, held or due."""
+    async def _gone_on(self, ticks: Sequence[Tick], now: int) -> set[Tick]:
+        """The late ones among them whose chain has a later tick of the same revision, held or due."""
         gone_on = set()
-        for tick in late:
+
+        async def look(tick: Tick) -> None:
             filter = self._names.ticks_of(tick.schedule, tick.revision)
             names = await self._bus.subjects(self._names.work, filter)
             if any(self._names.parse_tick(name).at > tick.at for name in names):
                 gone_on.add(tick)
+
+        await each(look, [tick for tick in ticks if is_late(tick, now, self._settings.late_after_ms)])
         return gone_on
 
-    def _messages(
-        self, tick: Tick, decision: Decision, current: dict[str, Entry], now: int
-    ) -> list[Outgoing]:
+    def _messages(self, tick: Tick, decision: Decision, known: "Definitions", now: int) -> list[Outgoing]:
         lead = self._settings.lead_ms
         match decision:
             case Nothing():
@@ -188,7 +215,7 @@ class CronTick:
                 if following is not None:
                     messages.append(dispatch.held_tick(self._names, following, lead))
                 if ended:
-                    app, _ = split_function(current[tick.schedule].schedule.function)
+                    app, _ = split_function(known.function(tick))
                     messages.append(dispatch.command(self._names, dispatch.ended(app, tick)))
                 return messages
 

@@ -217,9 +217,9 @@ def first_tick(entry: Entry) -> Tick | None:
 
 @dataclass(frozen=True, slots=True)
 class Repair:
-    """How a broken chain goes on: `gap` for what lies too far back to be known, then `tick`."""
+    """How a broken chain goes on: `gap` for what lies too far back to be known, then `tick`, if there is another."""
 
-    tick: Tick
+    tick: Tick | None
     gap: Gap | None = None
 
 
@@ -247,6 +247,6 @@ def repair(entry: Entry, *, healthy_at: int, horizon: int) -> Repair | None:
                 count=unknown.count,
                 reason="unknown_history",
             )
-    if at is None:
+    if at is None and gap is None:
         return None
-    return Repair(Tick(schedule=schedule.id, revision=entry.revision, at=at), gap)
+    return Repair(None if at is None else Tick(schedule=schedule.id, revision=entry.revision, at=at), gap)

@@ -13,6 +13,8 @@ from jetcron_protocol.subjects import Names
 
 MAX_BODY = 64 * 1024
 """How much of a body a dead letter carries, in bytes."""
+MAX_HEADERS = 16 * 1024
+"""How much of its headers, in bytes."""
 SYSTEM_EVENTS = "jetcron."
 """Events whose names begin so are Jetcron's own; a run started by one emits none."""
 FUNCTION_FAILED = "jetcron.function.failed"
@@ -62,15 +64,15 @@ def event(names: Names, event_: Event) -> Outgoing:
     return Outgoing(names.event(event_.name), encode(event_), event_id(event_))
 
 
-def held_event(names: Names, event_: Event, lead: int) -> Outgoing:
-    """A future event the server releases `lead` ms before its time."""
+def held_event(names: Names, event_: Event, lead: int, *, named: bool) -> Outgoing:
+    """A future event the server releases `lead` ms before its time. `named`: its sender gave its id."""
     at = event_.at if event_.at is not None else event_.ts
     return hold(
         names.later_held(event_.name, event_.id),
         names.later_due(event_.name),
         at - lead,
         encode(event_),
-        {EVENT_HEADER: "1"},
+        {EVENT_HEADER: "1"} if named else None,
     )
 
 
@@ -105,10 +107,21 @@ def undecodable(names: Names, delivery: Delivery, letter: str, reason: str, now:
                 sequence=delivery.sequence,
                 size=len(delivery.payload),
                 body=delivery.payload[:MAX_BODY],
-                headers=delivery.headers,
+                headers=_short(delivery.headers),
             )
         ),
     )
+
+
+def _short(headers: dict[str, str]) -> dict[str, str]:
+    """The headers that fit in `MAX_HEADERS` bytes, in order."""
+    kept, size = {}, 0
+    for name, value in headers.items():
+        size += len(name.encode()) + len(value.encode())
+        if size > MAX_HEADERS:
+            break
+        kept[name] = value
+    return kept
 
 
 def failed_run(names: Names, run: Run, delivery: Delivery, reason: str, now: int) -> Outgoing:

@@ -13,9 +13,10 @@ import structlog
 from jetcron import dispatch
 from jetcron.bus import MSG_ID, Bus, Delivery, Outgoing
 from jetcron.clock import Clock
+from jetcron.errors import TryAgain
 from jetcron.process import Process
 from jetcron.settings import Settings
-from jetcron_protocol.codec import EVENT_HEADER, DecodeError, decode, decode_event
+from jetcron_protocol.codec import EVENT_HEADER, DecodeError, VersionError, decode, decode_event
 from jetcron_protocol.ids import event_run_id
 from jetcron_protocol.messages import Event, Function, Run
 from jetcron_protocol.subjects import InvalidName
@@ -26,6 +27,8 @@ BATCH = 500
 WORKERS = 2
 """Batches in hand at one time: one is read and matched while another is being stored."""
 _REMEMBERED = 10_000
+_HEADERS = 1024
+"""Bytes a run's headers may take."""
 
 
 @dataclass(slots=True)
@@ -129,18 +132,29 @@ class EventRouter:
                 await self._bury(delivery, str(error))
                 continue
             if event.at is not None and read is not _released and event.at - now > self._settings.lead_ms:
-                future.append(delivery)
-                held.append([dispatch.held_event(self._names, event, self._settings.lead_ms)])
-                continue
-            functions = triggers.match(event.name)
-            log.debug("routed", name=event.name, id=event.id, functions=functions)
-            routed.append(delivery)
-            groups.append(
-                [
-                    dispatch.new_run(self._names, run, now=now, lead=self._settings.lead_ms)
-                    for run in (_run(function, event, delivery) for function in functions)
+                group = [
+                    dispatch.held_event(self._names, event, self._settings.lead_ms, named=_named(delivery))
                 ]
-            )
+                deliveries_, groups_ = future, held
+            else:
+                functions = triggers.match(event.name)
+                log.debug("routed", name=event.name, id=event.id, functions=functions)
+                group = [
+                    dispatch.new_run(
+                        self._names, _run(id, event, delivery), now=now, lead=self._settings.lead_ms
+                    )
+                    for id in functions
+                ]
+                deliveries_, groups_ = routed, groups
+            longest = max((len(message.payload) for message in group), default=0)
+            if longest > self._bus.max_payload - _HEADERS:
+                # Numbers take more room here than in JSON: what fitted the server may not fit it any more.
+                await self._bury(
+                    delivery, f"its run would have {longest} bytes; the server takes {self._bus.max_payload}"
+                )
+                continue
+            deliveries_.append(delivery)
+            groups_.append(group)
         await self._store(routed, groups)
         await self._store(future, held)
         self._process.metrics.events.inc(len(deliveries))
@@ -175,6 +189,9 @@ class EventRouter:
         for key, stored in sorted((await self._bus.entries(keys)).items()):
             try:
                 triggers.add(decode(Function, stored.payload))
+            except VersionError as error:
+                # Without it events would be taken for nobody's: a newer router must have them.
+                raise TryAgain(0, 0, f"{key}: {error}") from None
             except DecodeError as error:
                 log.error("a function's registry entry cannot be read", key=key, reason=str(error))
         log.debug("triggers loaded", functions=len(keys), sequence=sequence)
@@ -185,12 +202,15 @@ def _released(delivery: Delivery) -> Event:
     return decode(Event, delivery.payload)
 
 
+def _named(delivery: Delivery) -> bool:
+    """Whether the event's id was given by its sender, and is not the sequence it is stored under."""
+    return delivery.headers.get(EVENT_HEADER) == "1" or MSG_ID in delivery.headers
+
+
 def _run(function: str, event: Event, delivery: Delivery) -> Run:
     """The run of one function for one event; the same after any redelivery."""
-    named = EVENT_HEADER in delivery.headers or MSG_ID in delivery.headers
-    stored_at = 0 if named else delivery.stored_at
     return Run(
-        run=event_run_id(function, event.name, event.id, stored_at=stored_at),
+        run=event_run_id(function, event.name, event.id, stored_at=0 if _named(delivery) else event.ts),
         function=function,
         trigger="event",
         fire_at=event.at if event.at is not None else delivery.stored_at,

@@ -23,13 +23,15 @@ from jetcron.bus import (
     rfc3339_ms,
 )
 from jetcron.clock import Clock
+from jetcron.cron import CronError
 from jetcron.cycle import Entry, repair
 from jetcron.errors import WrongSequence
 from jetcron.process import Process
 from jetcron.settings import Settings
 from jetcron_protocol.codec import DecodeError, decode, encode
 from jetcron_protocol.ids import GROUPS, shards_of
-from jetcron_protocol.messages import Schedule, Sweep
+from jetcron_protocol.ids import shard as shard_of
+from jetcron_protocol.messages import Function, Schedule, Sweep
 from jetcron_protocol.subjects import InvalidName, TickName
 
 log = structlog.get_logger("jetcron.health-checker")
@@ -38,6 +40,10 @@ PAGE = 500
 """Held runs and events looked at in one request."""
 MOST_HELD = 20_000
 """Held runs and events looked at in one sweep; the next one goes on where this one stopped."""
+PERIODS_KEPT = 5
+"""How many periods a sweep message waits to be read."""
+MOST_REPAIRED = 10_000
+"""Cycles restarted in one sweep; the next one goes on."""
 RUNS_GROUP = 0
 EVENTS_GROUP = 1
 """The sweeps of these two groups also look through held runs and held events."""
@@ -45,8 +51,10 @@ EVENTS_GROUP = 1
 
 @dataclass(slots=True)
 class Findings:
-    """What one sweep saw and mended, by cause."""
+    """What one sweep saw and mended, by cause. `whole`: nothing was left that it could not read or mend."""
 
+    healthy_at: int = 0
+    whole: bool = True
     schedules: int = 0
     repaired: dict[str, int] = field(default_factory=dict)
 
@@ -83,26 +91,25 @@ class HealthChecker:
                 self._process.metrics.dead.labels("health").inc()
                 log.error("a sweep message cannot be read", reason=str(error))
             else:
-                await self.sweep(group, delivery)
+                await self.sweep(group)
             await delivery.ack()
 
-    async def sweep(self, group: int, delivery: Delivery | None = None) -> Findings:
-        """Look at every schedule of a group, and mend what is broken."""
+    async def sweep(self, group: int) -> Findings:
+        """Look at every schedule of a group, and mend what is broken. One swept a moment ago is left alone."""
         began = self._clock.monotonic()
         seen_at = self._clock.now()
         note = await self._note(group)
-        findings = Findings()
-        for shard in shards_of(group):
-            await self._shard(shard, note, findings)
-            if delivery is not None:
-                await delivery.in_progress()
+        findings = Findings(healthy_at=min(seen_at - self._settings.repair_grace_ms, await self._settled()))
+        if 0 <= seen_at - note.swept_at < self._settings.sweep_every_ms // 2:
+            return findings
+        await self._schedules(group, note, findings)
         cursor = 0
         if group == RUNS_GROUP:
             cursor = await self._free(self._names.work, self._names.run_later_all, note.cursor, findings)
         elif group == EVENTS_GROUP:
             cursor = await self._free(self._names.later, self._names.later_held_all, note.cursor, findings)
-        # What broke before this sweep began has been mended or is younger than it.
-        entry = Sweep(group=group, healthy_at=seen_at - self._settings.repair_grace_ms, cursor=cursor)
+        healthy_at = max(note.healthy_at, findings.healthy_at) if findings.whole else note.healthy_at
+        entry = Sweep(group=group, healthy_at=healthy_at, swept_at=seen_at, cursor=cursor)
         await self._bus.publish(self._names.health_key(group), encode(entry))
         metrics = self._process.metrics
         metrics.sweeps.inc()
@@ -122,61 +129,93 @@ class HealthChecker:
                 log.error("a sweep's note cannot be read, starting afresh", group=group, reason=str(error))
         return Sweep(group=group, healthy_at=0)
 
+    async def _settled(self) -> int:
+        """Up to when no sync command stands: one that does may have written an entry and not yet its tick."""
+        oldest = await self._bus.next_on(self._names.work, self._names.sync_all, 1)
+        return oldest.stored_at - 1 if oldest is not None else self._clock.now()
+
     # Schedules and their ticks: names narrow the search, entries are read only of what looks broken.
 
-    async def _shard(self, shard: str, note: Sweep, findings: Findings) -> None:
-        suspects, orphans = await self._compare(shard, findings)
-        await self._release_overdue(shard, findings)
+    async def _schedules(self, group: int, note: Sweep, findings: Findings) -> None:
+        """Compare names twice, a grace apart; what is broken both times is mended."""
+        suspects: set[str] = set()
+        orphans: set[str] = set()
+        for shard in shards_of(group):
+            ticks, registered = await self._look(shard)
+            findings.schedules += len(registered)
+            await self._release_overdue(ticks, findings)
+            ticking = {tick.schedule for tick in ticks}
+            suspects |= await self._active(sorted(registered - ticking), findings)
+            orphans |= ticking - registered
+        if len(suspects) > MOST_REPAIRED:
+            suspects, findings.whole = set(sorted(suspects)[:MOST_REPAIRED]), False
         if not suspects and not orphans:
             return
         await self._clock.sleep(self._settings.repair_grace)
-        still, gone = await self._compare(shard, Findings())
-        await self._restart(sorted(suspects & still), note, findings)
-        await self._remove(sorted(orphans & gone), findings)
+        for shard in sorted({shard_of(schedule) for schedule in suspects | orphans}):
+            ticks, registered = await self._look(shard)
+            ticking = {tick.schedule for tick in ticks}
+            await self._restart(sorted(suspects & (registered - ticking)), note, findings)
+            await self._remove(sorted(orphans & (ticking - registered)), findings)
 
-    async def _compare(self, shard: str, findings: Findings) -> tuple[set[str], set[str]]:
-        """Schedules that have no tick and are not known to need none; schedules of ticks that have no entry.
+    async def _look(self, shard: str) -> tuple[list[TickName], set[str]]:
+        """The ticks of a shard, held and due, and its registered schedules.
 
         Ticks are read first: a schedule created in between has an entry and, a moment later, a tick.
         """
-        ticking = {name.schedule for name in await self._ticks(shard)}
-        keys = await self._bus.subjects(self._names.registry, self._names.schedules_of_shard(shard))
-        registered = {self._names.parse_schedule_key(key) for key in keys}
-        findings.schedules += len(registered)
-        return registered - ticking, ticking - registered
-
-    async def _ticks(self, shard: str) -> list[TickName]:
-        subjects = await self._bus.subjects(self._names.work, self._names.ticks_of_shard(shard))
-        found = []
-        for subject in subjects:
+        ticks = []
+        for subject in await self._bus.subjects(self._names.work, self._names.ticks_of_shard(shard)):
             try:
-                found.append(self._names.parse_tick(subject))
+                ticks.append(self._names.parse_tick(subject))
             except InvalidName as error:
                 log.error("a tick has a subject nobody can read", reason=str(error))
-        return found
+        keys = await self._bus.subjects(self._names.registry, self._names.schedules_of_shard(shard))
+        return ticks, {self._names.parse_schedule_key(key) for key in keys}
+
+    async def _active(self, schedules: Sequence[str], findings: Findings) -> set[str]:
+        """Those among them that should have a tick; the paused, archived, ended and deleted need none."""
+        active = set()
+        entries = await self._bus.entries([self._names.schedule_key(schedule) for schedule in schedules])
+        for key, stored in entries.items():
+            try:
+                entry = decode(Schedule, stored.payload)
+            except DecodeError as error:
+                findings.whole = False
+                log.error("a registry entry cannot be read", key=key, reason=str(error))
+                continue
+            if entry.state == "active":
+                active.add(entry.id)
+        return active
 
     async def _restart(self, schedules: Sequence[str], note: Sweep, findings: Findings) -> None:
         """Re-arm active schedules that have had no tick for the grace period."""
-        horizon = self._clock.now() - self._settings.keep_completed_ms
-        keys = {self._names.schedule_key(schedule): schedule for schedule in schedules}
-        for key, stored in (await self._bus.entries(list(keys))).items():
+        entries = await self._bus.entries([self._names.schedule_key(schedule) for schedule in schedules])
+        for key, stored in entries.items():
             try:
                 entry = Entry(decode(Schedule, stored.payload), stored.sequence)
-            except DecodeError as error:
-                log.error("a registry entry cannot be read", schedule=keys.get(key), reason=str(error))
+                keep = await self._keep(entry.schedule.function)
+                horizon = self._clock.now() - keep * 1000
+                mended = repair(entry, healthy_at=note.healthy_at, horizon=horizon)
+            except (DecodeError, CronError) as error:
+                findings.whole = False
+                log.error("a broken cycle cannot be restarted here", key=key, reason=str(error))
                 continue
-            mended = repair(entry, healthy_at=note.healthy_at, horizon=horizon)
             if mended is None:
                 continue
             if mended.gap is not None:
-                await self._bus.store(
-                    dispatch.gap(
-                        self._names, mended.gap, entry.schedule.function, self._settings.keep_completed
-                    )
-                )
-            await self._bus.store(dispatch.held_tick(self._names, mended.tick, self._settings.lead_ms))
+                await self._bus.store(dispatch.gap(self._names, mended.gap, entry.schedule.function, keep))
+            if mended.tick is not None:
+                tick = dispatch.held_tick(self._names, mended.tick, self._settings.lead_ms)
+                await self._bus.store(tick)
             findings.count("broken")
-            log.error("a broken cycle was restarted", schedule=entry.schedule.id, at=mended.tick.at)
+            log.error("a broken cycle was restarted", schedule=entry.schedule.id)
+
+    async def _keep(self, function: str) -> int:
+        """How long the journals of a function's completed runs are kept, in seconds."""
+        stored = await self._bus.entry(self._names.function_key(function))
+        keep = decode(Function, stored.payload).keep if stored is not None else None
+        default = self._settings.keep_completed
+        return default if keep is None else min(default, keep // 1000)
 
     async def _remove(self, schedules: Sequence[str], findings: Findings) -> None:
         """Purge ticks whose schedule the leader does not know."""
@@ -186,12 +225,14 @@ class HealthChecker:
                 findings.count("orphan")
                 log.warning("ticks of an unknown schedule were removed", schedule=schedule)
 
-    async def _release_overdue(self, shard: str, findings: Findings) -> None:
+    async def _release_overdue(self, ticks: Sequence[TickName], findings: Findings) -> None:
         """Publish again, on their own subjects, held ticks the server should have released: it does not retry."""
         latest = self._clock.now() + self._settings.lead_ms - self._settings.repair_grace_ms
-        for name in await self._ticks(shard):
-            if name.state == "held" and name.at < latest:
-                subject = self._names.tick_held(name.schedule, name.revision, name.at)
+        for tick in ticks:
+            # What stands overdue is not settled: were it lost, its chain must go on from before it.
+            findings.healthy_at = min(findings.healthy_at, tick.at - 1)
+            if tick.state == "held" and tick.at < latest:
+                subject = self._names.tick_held(tick.schedule, tick.revision, tick.at)
                 stored = await self._bus.last(self._names.work, subject)
                 if stored is not None:
                     await self._again(self._names.work, stored, findings)
@@ -201,8 +242,12 @@ class HealthChecker:
     async def _free(self, stream: str, subject: str, start: int, findings: Findings) -> int:
         """Publish overdue ones again; where the next sweep goes on, 0 for the beginning."""
         latest = self._clock.now() - self._settings.repair_grace_ms
+        # What is published again comes to stand at the end: looking further, we would find it for ever.
+        end = (await self._bus.stream_state(stream)).last_sequence
         seen = 0
         async for message in self._held(stream, subject, max(start, 1)):
+            if message.sequence > end:
+                return 0
             seen += 1
             if _due(message) < latest:
                 await self._again(stream, message, findings)
@@ -254,11 +299,12 @@ async def arm(bus: Bus, settings: Settings) -> int:
         subject = bus.names.health_held(group)
         if subject in held and not await _other_period(bus, subject, every):
             continue
-        # Nobody reading must not let them pile up: a sweep message lives as long as a period.
+        # Nobody reading must not let them pile up; but all groups come at one instant and wait for each other,
+        # so that one period would starve the last of them. A group swept lately costs one read.
         headers = {
             SCHEDULE: f"@every {every}s",
             SCHEDULE_TARGET: bus.names.health_due,
-            SCHEDULE_TTL: f"{every}s",
+            SCHEDULE_TTL: f"{PERIODS_KEPT * every}s",
         }
         await bus.store(Outgoing(subject, str(group).encode(), headers))
         armed += 1

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from jetcron.bus import ROLLUP, TTL, Bus, StoredMessage, fenced
+from jetcron.errors import PayloadTooLarge
 from jetcron_protocol.codec import decode, encode
 from jetcron_protocol.messages import About, Attempt, Failure, JournalEntry, Run, StepResult
 
@@ -174,10 +175,53 @@ class RunJournal:
             self.history = step(self.history, sequence, entry)
 
     async def finish(self, entry: JournalEntry, *, keep: int, keep_steps: bool) -> JournalEntry:
-        """Append the last entry in place of all others, kept `keep` seconds; raises as `append`."""
+        """Append the last entry in place of all others, kept `keep` seconds; raises as `append`.
+
+        What makes it too large for the server is left out, the history's details first. Raises `PayloadTooLarge`
+        when the outcome alone is too large.
+        """
         async with self._turn:
-            last = finish(self.history, entry, keep_steps=keep_steps)
+            last, body = self._fitting(finish(self.history, entry, keep_steps=keep_steps))
             headers = fenced(self.history.sequence) | {ROLLUP: "sub", TTL: f"{keep}s"}
-            sequence = await self._bus.append(self._subject, encode(last), headers, patience=self._patience)
+            sequence = await self._bus.append(self._subject, body, headers, patience=self._patience)
             self.history = step(self.history, sequence, last)
             return last
+
+    def _fitting(self, last: JournalEntry) -> tuple[JournalEntry, bytes]:
+        limit = self._bus.max_body
+        body = encode(last)
+        for shorten in _SHORTER:
+            if len(body) <= limit:
+                break
+            last = shorten(last)
+            body = encode(last)
+        if len(body) > limit:
+            raise PayloadTooLarge(len(body), limit)
+        return last, body
+
+
+_RECENT = 20
+
+
+def _without_tracebacks(last: JournalEntry) -> JournalEntry:
+    return replace(last, attempts=[replace(a, error=_short(a.error)) for a in last.attempts or []])
+
+
+def _short(error: Failure | None) -> Failure | None:
+    return None if error is None else Failure(type=error.type, message=error.message[:200])
+
+
+def _recent_attempts(last: JournalEntry) -> JournalEntry:
+    return replace(last, attempts=(last.attempts or [])[-_RECENT:])
+
+
+def _without_step_results(last: JournalEntry) -> JournalEntry:
+    return replace(last, steps=[replace(done, result=None) for done in last.steps or []])
+
+
+def _without_steps(last: JournalEntry) -> JournalEntry:
+    return replace(last, steps=[])
+
+
+_SHORTER = (_without_tracebacks, _recent_attempts, _without_step_results, _without_steps)
+"""How a last entry is made smaller, in this order."""

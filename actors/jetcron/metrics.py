@@ -75,6 +75,12 @@ class Metrics:
             "Messages handed back because storage did not answer",
             registry=registry,
         )
+        self.unhandled = Counter(
+            "jetcron_messages_unhandled",
+            "Messages whose handling failed unexpectedly",
+            ["error"],
+            registry=registry,
+        )
         self.clock_offset = Gauge(
             "jetcron_clock_offset_seconds", "This machine's clock minus the server's", registry=registry
         )

@@ -17,7 +17,15 @@ import structlog
 from jetcron import probe
 from jetcron.bus import Bus, Consumer, Delivery
 from jetcron.clock import Clock, SystemClock
-from jetcron.errors import NotFound, TryAgain
+from jetcron.errors import (
+    AuthorizationFailed,
+    BusError,
+    JetStreamDisabled,
+    NotFound,
+    ServerUnreachable,
+    TopologyMissing,
+    TryAgain,
+)
 from jetcron.metrics import Metrics
 from jetcron.settings import Settings
 
@@ -29,6 +37,9 @@ _PULLED_LATELY = 15.0
 _CLOCK_EVERY = 10.0
 _PAUSE = 0.5
 _HAND_BACK_SECONDS = 1.0
+UNHANDLED_SECONDS = 30.0
+FATAL = (TopologyMissing, JetStreamDisabled, AuthorizationFailed, ServerUnreachable)
+"""No message is at fault: the process ends, and says why."""
 
 
 class Process:
@@ -64,24 +75,32 @@ class Process:
             return self._problem
         if not self._bus.connected:
             return f"not connected to {self._settings.shown_url}"
-        offset = abs(self._bus.clock_offset_ms)
-        if offset > self._settings.lead_ms:
-            return f"this machine's clock is off the server's by {offset / 1000:.1f} s; set it right"
+        if self.clock_is_off:
+            offset = self._bus.clock_offset_ms / 1000
+            return f"this machine's clock is off the server's by {offset:.1f} s; set it right"
         now = self._clock.monotonic()
         if not self._consumers:
             return "not pulling yet"
         for consumer in tuple(self._consumers):
-            if consumer.pulled_at is None or now - consumer.pulled_at > _PULLED_LATELY:
+            silent = consumer.pulled_at is None or now - consumer.pulled_at > _PULLED_LATELY
+            if silent and not consumer.resting:
                 return f"nothing heard from {consumer.durable} lately"
         return None
 
     async def measure_clock(self) -> None:
         """Keep the measured offset of our clock fresh, until cancelled."""
         while True:
-            with contextlib.suppress(TryAgain):
+            try:
                 await self._bus.stream_state(self._bus.names.work)
                 self.metrics.clock_offset.set(self._bus.clock_offset_ms / 1000)
+            except BusError as error:
+                log.debug("the server's clock could not be read", reason=str(error))
             await self._clock.sleep(_CLOCK_EVERY)
+
+    @property
+    def clock_is_off(self) -> bool:
+        """Whether our clock is so far off the server's that what we would decide by it would be wrong."""
+        return abs(self._bus.clock_offset_ms) > self._settings.lead_ms
 
     async def unless_stopping(self, work: Awaitable[T]) -> T | None:
         """The result of `work`, or None when the process is told to stop first; `work` is then cancelled."""
@@ -102,12 +121,16 @@ class Process:
     ) -> None:
         """Feed a durable consumer's messages to `handle`, batch by batch, until told to stop.
 
-        When storage does not answer (`TryAgain`), the batch is handed back; what was acknowledged already
-        does not come again.
+        A batch that fails is repeated message by message, so that what one message provokes stops no other:
+        that one is handed back, for a copy of us that knows better. So is all that storage does not answer
+        for. While our clock is off nothing is taken, for what is decided by it would be wrong.
         """
         async with self._bus.consume(stream, durable) as consumer:
             with self.watching(consumer):
                 while not self.stopping.is_set():
+                    if self.clock_is_off:
+                        await self.unless_stopping(self._clock.sleep(_PAUSE))
+                        continue
                     try:
                         deliveries = await self.unless_stopping(consumer.fetch(most, wait=5.0))
                     except (TryAgain, NotFound) as error:
@@ -115,7 +138,8 @@ class Process:
                         await self._clock.sleep(_PAUSE)
                         continue
                     if deliveries:
-                        await self._handle(deliveries, handle)
+                        async with self._in_progress(deliveries):
+                            await self._handle(deliveries, handle)
 
     async def _handle(
         self, deliveries: Sequence[Delivery], handle: Callable[[Sequence[Delivery]], Awaitable[None]]
@@ -127,12 +151,38 @@ class Process:
                 "storage does not answer, messages handed back", count=len(deliveries), reason=str(error)
             )
             await self.hand_back(deliveries)
+        except FATAL:
+            raise
+        except Exception as error:
+            if len(deliveries) > 1:
+                for delivery in deliveries:
+                    await self._handle([delivery], handle)
+                return
+            log.exception("a message cannot be handled and is handed back", subject=deliveries[0].subject)
+            self.metrics.unhandled.labels(type(error).__name__).inc()
+            await self.hand_back(deliveries, seconds=UNHANDLED_SECONDS)
 
-    async def hand_back(self, deliveries: Sequence[Delivery]) -> None:
-        """Have them delivered again soon: what they should cause could not be stored now."""
+    @contextlib.asynccontextmanager
+    async def _in_progress(self, deliveries: Sequence[Delivery]) -> AsyncIterator[None]:
+        """While open, a long piece of work is not taken for a dead one. After an acknowledgement it means nothing."""
+
+        async def tell() -> None:
+            while True:
+                await self._clock.sleep(self._settings.ack_wait / 3)
+                for delivery in deliveries:
+                    await delivery.in_progress()
+
+        task = asyncio.create_task(tell())
+        try:
+            yield
+        finally:
+            task.cancel()
+
+    async def hand_back(self, deliveries: Sequence[Delivery], *, seconds: float = _HAND_BACK_SECONDS) -> None:
+        """Have them delivered again after `seconds`: what they should cause could not be stored now."""
         self.metrics.handed_back.inc(len(deliveries))
         for delivery in deliveries:
-            await delivery.hand_back(_HAND_BACK_SECONDS)
+            await delivery.hand_back(seconds)
 
 
 class Actor(Protocol):
@@ -172,13 +222,14 @@ async def run_actor(
                         http, registry=process.metrics.registry, heartbeat=heartbeat, unready=process.unready
                     )
                 )
+            _calm_collector()
             log.info(
                 "started", actor=name, server=bus.server_version, namespace=settings.namespace, http=port
             )
             if started is not None:
                 started(process, port)
             async with _background(heartbeat.beat(), process.measure_clock()):
-                await _until_stopped(actor, process, settings, clock, signals=signals)
+                await _until_stopped(bus, actor, process, settings, clock, signals=signals)
         log.info("stopped", actor=name)
 
 
@@ -208,10 +259,11 @@ async def _background(*work: Awaitable[None]) -> AsyncIterator[None]:
 
 
 async def _until_stopped(
-    actor: Actor, process: Process, settings: Settings, clock: Clock, *, signals: bool
+    bus: Bus, actor: Actor, process: Process, settings: Settings, clock: Clock, *, signals: bool
 ) -> None:
     work = asyncio.ensure_future(actor.run())
     watch = asyncio.ensure_future(_drain(work, process, settings, clock))
+    bus.when_closed(work.cancel)
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
@@ -228,6 +280,7 @@ async def _until_stopped(
     try:
         await work
     except asyncio.CancelledError:
+        bus.check_open()
         if not process.stopping.is_set():
             raise
     finally:

@@ -12,7 +12,7 @@ import structlog
 
 from jetcron import dispatch
 from jetcron.app import App
-from jetcron.bus import Bus
+from jetcron.bus import Bus, Message
 from jetcron.clock import Clock
 from jetcron.errors import ConfigurationError, TryAgain
 from jetcron.process import Process
@@ -26,29 +26,35 @@ _WAIT = 5.0
 
 
 async def ensure_registered(bus: Bus, app: App, *, clock: Clock, process: Process) -> None:
-    """Register unless these very definitions stand already; waits for cron-sync as long as it takes."""
-    while True:
-        try:
-            if await _stands(bus, app):
-                return
-            reply = await register(bus, app, clock=clock)
+    """Register unless these very definitions stand already; waits for cron-sync as long as it takes.
+
+    One command is stored and waited for, and another only when that one is gone without having been heard of.
+    """
+    async with bus.replies() as (inbox, queue):
+        command = replace(_command(app, clock), reply=inbox)
+        sequence = 0
+        while True:
+            try:
+                if await _stands(bus, app):
+                    break
+                if not sequence or await bus.at_sequence(bus.names.work, sequence) is None:
+                    message = dispatch.command(bus.names, command)
+                    sequence = (await bus.publish(message.subject, message.payload)).sequence
+                reply = await _reply(queue, command.id, _WAIT)
+            except TryAgain as error:
+                process.blocked(f"{app.name} is not registered yet: {error}")
+                log.warning("waiting for cron-sync to register the app", app=app.name, reason=str(error))
+                continue
             for warning in reply.warnings:
                 log.warning(warning, app=app.name)
             if reply.errors:
                 raise ConfigurationError("; ".join(reply.errors))
-            process.blocked(None)
-            return
-        except TryAgain as error:
-            process.blocked(f"{app.name} is not registered yet: {error}")
-            log.warning("waiting for cron-sync to register the app", app=app.name, reason=str(error))
-            await clock.sleep(1)
+            break
+    process.blocked(None)
 
 
-async def register(
-    bus: Bus, app: App, *, clock: Clock, force: bool = False, wait: float = _WAIT
-) -> SyncReply:
-    """Send the definitions and wait for what cron-sync says; `TryAgain` when it says nothing in `wait` seconds."""
-    command = SyncCommand(
+def _command(app: App, clock: Clock, *, force: bool = False) -> SyncCommand:
+    return SyncCommand(
         id=ulid(clock.now(), token_bytes(10)),
         command="register",
         app=app.name,
@@ -56,32 +62,41 @@ async def register(
         hash=app.hash,
         force=force,
     )
-    return await order(bus, command, wait=wait)
+
+
+async def register(
+    bus: Bus, app: App, *, clock: Clock, force: bool = False, wait: float = _WAIT
+) -> SyncReply:
+    """Send the definitions and wait for what cron-sync says; `TryAgain` when it says nothing in `wait` seconds."""
+    return await order(bus, _command(app, clock, force=force), wait=wait)
 
 
 async def order(bus: Bus, command: SyncCommand, *, wait: float = _WAIT) -> SyncReply:
     """Send a sync command and wait for its reply; `TryAgain` when none comes in `wait` seconds.
 
-    The command stands all the same and is applied when cron-sync runs.
+    Once stored, the command is applied when cron-sync runs, whether its reply is heard or not.
     """
     async with bus.replies() as (inbox, queue):
-        message = dispatch.command(bus.names, replace(command, reply=inbox))
-        await bus.store(message)
-        try:
-            async with asyncio.timeout(wait):
-                while True:
-                    answer = await queue.get()
-                    try:
-                        reply = decode(SyncReply, answer.data)
-                    except DecodeError as error:
-                        log.warning("a reply cannot be read", reason=str(error))
-                        continue
-                    if reply.id == command.id:
-                        return reply
-        except TimeoutError:
-            raise TryAgain(
-                408, 0, f"cron-sync has not answered within {wait:g} s; is 'jetcron cron-sync' running?"
-            ) from None
+        await bus.store(dispatch.command(bus.names, replace(command, reply=inbox)), patience=wait)
+        return await _reply(queue, command.id, wait)
+
+
+async def _reply(queue: "asyncio.Queue[Message]", id: str, wait: float) -> SyncReply:
+    try:
+        async with asyncio.timeout(wait):
+            while True:
+                answer = await queue.get()
+                try:
+                    reply = decode(SyncReply, answer.data)
+                except DecodeError as error:
+                    log.warning("a reply cannot be read", reason=str(error))
+                    continue
+                if reply.id == id:
+                    return reply
+    except TimeoutError:
+        raise TryAgain(
+            408, 0, f"cron-sync has not answered within {wait:g} s; is 'jetcron cron-sync' running?"
+        ) from None
 
 
 async def _stands(bus: Bus, app: App) -> bool:

@@ -36,6 +36,10 @@ class DecodeError(ValueError):
     """These bytes are not the message they should be; the text says why."""
 
 
+class VersionError(DecodeError):
+    """A newer program wrote these bytes."""
+
+
 class EncodeError(TypeError):
     """This value cannot travel; the text names the type."""
 
@@ -153,7 +157,7 @@ def decode(kind: type[M], raw: bytes) -> M:
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise DecodeError(f"{name}: no version; 'v' must be a whole number from 1")
     if version > VERSION:
-        raise DecodeError(
+        raise VersionError(
             f"{name}: version {version} is newer than {VERSION}, the newest this program reads; update it"
         )
     adapter = _adapters.get(kind)

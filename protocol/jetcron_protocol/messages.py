@@ -325,6 +325,7 @@ class Sweep:
     kind: ClassVar[str] = "sweep"
     group: Count
     healthy_at: Time
+    swept_at: Time = 0
     cursor: Count = 0
 
 

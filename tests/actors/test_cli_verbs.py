@@ -164,8 +164,8 @@ async def test_run_and_wait(stack: Stack) -> None:
 
 async def test_an_id_starts_one_run(stack: Stack) -> None:
     await working(stack)
-    ids = {(await acall("run", "shop.double", "1", "--id", "x")).stdout for _ in range(2)}
-    assert len(ids) == 1
+    started = [await acall("run", "shop.double", "1", "--id", "x") for _ in range(2)]
+    assert len({one.stdout for one in started}) == 1, [one.output for one in started]
     await stack.journal.wait("completed", function="shop.double")
 
 

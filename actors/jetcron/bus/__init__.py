@@ -20,7 +20,8 @@ from jetcron.bus.publish import (
     with_id,
 )
 from jetcron.bus.pull import Consumer, Delivery
-from jetcron.bus.read import StoredMessage, StreamState, rfc3339_ms
+from jetcron.bus.read import DELETED, OPERATION, StoredMessage, StreamState, rfc3339_ms
+from jetcron.bus.wire import Message
 
 
 class Bus(Admin):
@@ -32,8 +33,10 @@ class Bus(Admin):
 
 
 __all__ = [
+    "DELETED",
     "MAX_BATCH",
     "MSG_ID",
+    "OPERATION",
     "ROLLUP",
     "SCHEDULE",
     "SCHEDULE_TARGET",
@@ -43,6 +46,7 @@ __all__ = [
     "Change",
     "Consumer",
     "Delivery",
+    "Message",
     "Outgoing",
     "Stored",
     "StoredMessage",

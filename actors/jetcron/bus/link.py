@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import json
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Self
 
 import nats.errors
@@ -18,7 +18,7 @@ import structlog
 from pydantic_core import from_json
 
 from jetcron.bus.refusals import refusal
-from jetcron.bus.wire import STATUS, Client, Headers, Message
+from jetcron.bus.wire import STATUS, Client, Headers, Message, write_headers
 from jetcron.clock import Clock, SystemClock
 from jetcron.errors import (
     AuthorizationFailed,
@@ -59,7 +59,9 @@ class Link:
         self._open: dict[str, asyncio.Future[Message]] = {}
         self._counter = 0
         self._last_error: Exception | None = None
-        self._reconnected = asyncio.Event()
+        self._closed = False
+        self._when_closed: list[Callable[[], object]] = []
+        self._when_reconnected: set[Callable[[], None]] = set()
 
     async def __aenter__(self) -> Self:
         try:
@@ -95,6 +97,7 @@ class Link:
             "error_cb": self._on_error,
             "disconnected_cb": self._on_disconnect,
             "reconnected_cb": self._on_reconnect,
+            "closed_cb": self._on_closed,
             "connect_timeout": 2,
             "reconnect_time_wait": _RECONNECT_WAIT,
             "max_reconnect_attempts": 3,
@@ -154,11 +157,13 @@ class Link:
         # The server closes the connection it refuses, and that may be reported after its refusal.
         if self._last_error is None or not _is_refusal(self._last_error):
             self._last_error = error
-        log.debug("nats error", error=repr(error))
+        level = log.error if "permission" in str(error).lower() else log.debug
+        level("nats error", error=str(error) or repr(error))
 
     async def _on_disconnect(self) -> None:
         if not self._client.is_closed:
             log.warning("disconnected from NATS", url=self.settings.shown_url)
+            self._client.forget_unsent()
         for future in self._open.values():
             if not future.done():
                 future.set_exception(TryAgain(0, 0, "the connection to NATS was lost"))
@@ -166,8 +171,34 @@ class Link:
     async def _on_reconnect(self) -> None:
         self.generation += 1
         log.info("connected to NATS again", url=self.settings.shown_url)
-        self._reconnected.set()
-        self._reconnected = asyncio.Event()
+        for call in tuple(self._when_reconnected):
+            call()
+
+    async def _on_closed(self) -> None:
+        """The client gave up, which it does only when told to, or when the server refused what we sent."""
+        self._closed = True
+        for call in self._when_closed:
+            call()
+
+    def when_closed(self, call: Callable[[], object]) -> None:
+        """Have `call` called if the connection is closed for good."""
+        self._when_closed.append(call)
+
+    @contextlib.contextmanager
+    def when_reconnected(self, call: Callable[[], None]) -> Iterator[None]:
+        """Have `call` called after every reconnect while the context is open."""
+        self._when_reconnected.add(call)
+        try:
+            yield
+        finally:
+            self._when_reconnected.discard(call)
+
+    def check_open(self) -> None:
+        """Raise `ServerUnreachable` if the connection was closed for good, saying why."""
+        if self._closed:
+            raise ServerUnreachable(
+                f"the connection to {self.settings.shown_url} was closed for good: {self._last_error}"
+            )
 
     @property
     def connected(self) -> bool:
@@ -196,15 +227,18 @@ class Link:
         self, subject: str, payload: bytes = b"", *, reply: str = "", headers: Headers | None = None
     ) -> None:
         """Publish without waiting for an answer. Raises `TryAgain` while the server is away."""
+        size = len(payload)
+        if headers and size > self.max_body:
+            size += len(write_headers(headers))
+        if size > self.max_payload:
+            # The server would close the connection for good.
+            raise PayloadTooLarge(size, self.max_payload)
         try:
             await self._client.publish(subject, payload, reply=reply, headers=headers)
-        except nats.errors.MaxPayloadError:
-            raise PayloadTooLarge(len(payload), self.max_payload) from None
-        except (
-            nats.errors.OutboundBufferLimitError,
-            nats.errors.ConnectionClosedError,
-            nats.errors.ConnectionDrainingError,
-        ) as error:
+        except nats.errors.ConnectionClosedError:
+            self.check_open()
+            raise TryAgain(0, 0, "the connection is closed") from None
+        except (nats.errors.OutboundBufferLimitError, nats.errors.ConnectionDrainingError) as error:
             raise TryAgain(0, 0, f"not connected to NATS: {error}") from None
 
     async def request(

@@ -6,6 +6,7 @@ as stored that the server did not confirm. If the process dies here, the batch s
 
 import asyncio
 import datetime as dt
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -15,14 +16,17 @@ import structlog
 
 from jetcron.bus.link import REQUEST_SECONDS, parse_answer
 from jetcron.bus.read import Reader
-from jetcron.bus.wire import Headers
+from jetcron.bus.wire import Headers, write_headers
 from jetcron.errors import KnownId, NotFound, PayloadTooLarge, TryAgain, Unconfirmed, WrongSequence
 
 log = structlog.get_logger("jetcron.bus")
 
 MAX_BATCH = 1000
 """Messages in one atomic batch (ADR-50)."""
+MAX_BATCH_BYTES = 8 * 1024 * 1024
+"""Bytes in one atomic batch: more would fill the server's buffers for one client."""
 _OPEN_BATCHES = 8
+_BATCH_HEADERS = 128
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 2.0
 
@@ -44,6 +48,15 @@ class Outgoing:
     subject: str
     payload: bytes
     headers: Headers | None = None
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the server keeps it until a time."""
+        return self.headers is not None and SCHEDULE in self.headers
+
+    def with_headers(self, headers: Headers) -> "Outgoing":
+        """The same with these headers too."""
+        return Outgoing(self.subject, self.payload, {**(self.headers or {}), **headers})
 
     def without_id(self) -> "Outgoing":
         """The same without its message id, so that nothing refuses it as known."""
@@ -101,13 +114,19 @@ class Publisher(Reader):
         answer = parse_answer(msg.data)
         return Stored(int(answer["seq"]), bool(answer.get("duplicate", False)))
 
-    async def store(self, message: Outgoing) -> Stored:
-        """`publish` an `Outgoing`, again and again until the server answers: for what can be repeated."""
+    async def store(self, message: Outgoing, *, patience: float = math.inf) -> Stored:
+        """`publish` an `Outgoing`, again and again until the server answers: for what can be repeated.
+
+        Raises `TryAgain` when it has not within `patience` seconds.
+        """
+        deadline = self.clock.monotonic() + patience
         pauses = _pauses()
         while True:
             try:
                 return await self.publish(message.subject, message.payload, message.headers)
             except TryAgain as error:
+                if self.clock.monotonic() >= deadline:
+                    raise
                 log.debug("publishing again", subject=message.subject, reason=str(error))
                 await self.clock.sleep(next(pauses))
 
@@ -128,8 +147,11 @@ class Publisher(Reader):
             return stored.sequence
         limit = self.max_payload
         for message in messages:
-            if len(message.payload) > limit:
-                raise PayloadTooLarge(len(message.payload), limit)
+            size = len(message.payload)
+            if message.headers and size > self.max_body:
+                size += len(write_headers(message.headers)) + _BATCH_HEADERS
+            if size > limit:
+                raise PayloadTooLarge(size, limit)
         batch = token_hex(11)
         last = len(messages)
         async with self._batches:
@@ -161,13 +183,15 @@ class Publisher(Reader):
         numbered = [(index, list(group)) for index, group in enumerate(groups)]
         standing: list[int] = []
         packed: list[list[tuple[int, list[Outgoing]]]] = [[]]
-        size = 0
+        count = size = 0
         for index, group in numbered:
-            if packed[-1] and size + len(group) > MAX_BATCH:
+            bytes_ = sum(len(message.payload) for message in group)
+            if packed[-1] and (count + len(group) > MAX_BATCH or size + bytes_ > MAX_BATCH_BYTES):
                 packed.append([])
-                size = 0
+                count = size = 0
             packed[-1].append((index, group))
-            size += len(group)
+            count += len(group)
+            size += bytes_
         for pack in packed:
             standing += await self._publish_pack(pack)
         return standing
@@ -184,15 +208,19 @@ class Publisher(Reader):
                 log.debug("a batch holds a known id, repeating it part by part", parts=len(pack))
             else:
                 return [index for index, _ in pack]
-        standing = []
-        for index, group in pack:
+
+        async def alone(index: int, group: list[Outgoing]) -> int | None:
             try:
                 await self._publish_group(group)
             except TryAgain as error:
                 log.warning("a group was not confirmed, it will be repeated", reason=str(error))
-            else:
-                standing.append(index)
-        return standing
+                return None
+            return index
+
+        # All at one time, for none needs another: one by one, a batch of known ids takes longer than its
+        # messages may wait for their acknowledgement, and comes again while it is repeated.
+        found = await asyncio.gather(*(alone(index, group) for index, group in pack))
+        return [index for index in found if index is not None]
 
     async def _publish_group(self, group: list[Outgoing]) -> None:
         """One group, whole. What a message id shows to be stored already is left out."""

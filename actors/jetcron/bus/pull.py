@@ -20,6 +20,9 @@ from jetcron.errors import BusError, NotFound, TryAgain
 _EXPIRES = 30.0
 _HEARTBEAT = 5.0
 _FIRST_EXPIRES = 0.25
+_WAKE = "reconnected"
+_MAX_BYTES = 8 * 1024 * 1024
+"""Bytes one pull request may bring."""
 _NANOSECONDS = 1_000_000_000
 
 
@@ -96,16 +99,28 @@ class Consumer:
         self._arrived: asyncio.Queue[Message] = asyncio.Queue()
         self._requests: dict[str, _Request] = {}
         self._number = 0
+        self._exit = contextlib.ExitStack()
+        self._refused: BusError | None = None
+        self.resting = False
+        """Set while nothing is asked for on purpose: then silence means nothing."""
         self._unanswered = False
         self._generation = bus.generation
+        # The server drops who lets more than its limit for one client pile up.
+        self._max_bytes = max(_MAX_BYTES, 2 * bus.max_payload)
 
     async def __aenter__(self) -> Self:
         self._inbox = self._bus._client.new_inbox()
         self._subscription = await self._bus._client.attach(f"{self._inbox}.*", self._arrived.put_nowait)
+        self._exit.enter_context(self._bus.when_reconnected(self._wake))
         return self
+
+    def _wake(self) -> None:
+        """After a reconnect the open requests are gone: whoever waits in `fetch` must ask anew."""
+        self._arrived.put_nowait(Message(self._inbox, "", b"", {STATUS: _WAKE}))
 
     async def __aexit__(self, *_: object) -> None:
         """Stop taking. What arrived and was not fetched is handed back."""
+        self._exit.close()
         with contextlib.suppress(nats.errors.Error, BusError):
             await self._subscription.unsubscribe()
             if self._bus.connected:
@@ -120,14 +135,17 @@ class Consumer:
 
     @property
     def asked(self) -> int:
-        """How many messages may still arrive without being asked for again."""
-        return sum(request.left for request in self._requests.values())
+        """How many messages may still come without being asked for again, those that have arrived included."""
+        return sum(request.left for request in self._requests.values()) + self._arrived.qsize()
 
     async def fetch(self, most: int, *, wait: float = 1.0) -> list[Delivery]:
         """Up to `most` messages: those that have come, or the first within `wait` seconds; else an empty list.
 
         Raises `NotFound` when the consumer is gone, `TryAgain` when the server is away.
         """
+        if self._refused is not None:
+            refused, self._refused = self._refused, None
+            raise refused
         await self._top_up(most)
         found: list[Delivery] = []
         try:
@@ -144,13 +162,16 @@ class Consumer:
             await self._bus.clock.sleep(0.1)
         while len(found) < most and not self._arrived.empty():
             self._take(self._arrived.get_nowait(), found)
+        if self._refused is not None and not found:
+            refused, self._refused = self._refused, None
+            raise refused
         return found
 
     async def _top_up(self, most: int) -> None:
         if self._generation != self._bus.generation:
             self._generation = self._bus.generation
             self._requests.clear()
-        asked = self.asked + self._arrived.qsize()
+        asked = self.asked
         if asked > most // 2:
             return
         want = most - asked
@@ -160,7 +181,7 @@ class Consumer:
         reply = f"{self._inbox}.{self._number}"
         # The first request ends soon, so that readiness is known without waiting for a heartbeat.
         expires = _EXPIRES if self.pulled_at is not None else _FIRST_EXPIRES
-        body = {"batch": want, "expires": int(expires * _NANOSECONDS)}
+        body = {"batch": want, "expires": int(expires * _NANOSECONDS), "max_bytes": self._max_bytes}
         if self.pulled_at is not None:
             body["idle_heartbeat"] = int(_HEARTBEAT * _NANOSECONDS)
         now = self._bus.clock.monotonic()
@@ -179,6 +200,8 @@ class Consumer:
             self._count_down()
             found.append(Delivery(self._bus, msg))
             return
+        if status == _WAKE:
+            return
         if status == "503":
             self._requests.pop(msg.subject, None)
             self._unanswered = True
@@ -191,7 +214,9 @@ class Consumer:
         self._requests.pop(msg.subject, None)
         description = (msg.headers or {}).get(DESCRIPTION, "")
         if (status == "404" and "Consumer" in description) or "Consumer Deleted" in description:
-            raise NotFound(f"the consumer {self.durable} is gone")
+            self._refused = NotFound(f"the consumer {self.durable} is gone")
+        elif status == "409" and "Exceeded" in description:
+            self._refused = TryAgain(409, 0, description)
 
     def _count_down(self) -> None:
         for reply, request in list(self._requests.items()):

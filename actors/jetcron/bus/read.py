@@ -108,22 +108,27 @@ class Reader(Link):
             return {}
         behind = (await self.stream_state(stream)).last_sequence
         found, up_to = await self._direct(stream, {"multi_last": list(subjects)})
-        if up_to >= behind:
-            return {message.subject: message for message in found}
-        plain = [subject for subject in subjects if not _is_wildcard(subject)]
-        answers = await asyncio.gather(*(self.last(stream, subject) for subject in plain))
         fresh = {message.subject: message for message in found}
-        for subject, answer in zip(plain, answers, strict=True):
+        plain = [subject for subject in subjects if not _is_wildcard(subject)]
+        # Absent may also mean that the answer was cut off at the server's bound on its bytes.
+        doubted = plain if up_to < behind else [subject for subject in plain if subject not in fresh]
+        answers = await asyncio.gather(*(self.last(stream, subject) for subject in doubted))
+        for subject, answer in zip(doubted, answers, strict=True):
             fresh.pop(subject, None)
             if answer is not None:
                 fresh[subject] = answer
         return fresh
 
-    async def entries(self, filters: Sequence[str]) -> dict[str, StoredMessage]:
-        """`multi_last` of the registry, without deleted keys, in as many requests as it takes."""
+    async def multi_last_all(self, stream: str, subjects: Sequence[str]) -> dict[str, StoredMessage]:
+        """`multi_last` of any number of subjects, in as many requests as it takes; deleted keys are in it."""
         found: dict[str, StoredMessage] = {}
-        for start in range(0, len(filters), MAX_MULTI):
-            found |= await self.multi_last(self.names.registry, filters[start : start + MAX_MULTI])
+        for start in range(0, len(subjects), MAX_MULTI):
+            found |= await self.multi_last(stream, subjects[start : start + MAX_MULTI])
+        return found
+
+    async def entries(self, keys: Sequence[str]) -> dict[str, StoredMessage]:
+        """The registry's entries of these keys, by key, without deleted ones."""
+        found = await self.multi_last_all(self.names.registry, keys)
         return {key: entry for key, entry in found.items() if entry.headers.get(OPERATION) not in DELETED}
 
     async def _direct(self, stream: str, query: dict[str, Any]) -> tuple[list[StoredMessage], int]:
@@ -187,11 +192,11 @@ class Reader(Link):
     ) -> AsyncIterator[list[StoredMessage]]:
         """The messages on `subject` (wildcards allowed) from sequence `start` on, oldest first, page by page."""
         while True:
+            # A page may be short without being the last: the server also bounds its bytes.
             found, _ = await self._direct(stream, {"seq": start, "next_by_subj": subject, "batch": size})
-            if found:
-                yield found
-            if len(found) < size:
+            if not found:
                 return
+            yield found
             start = found[-1].sequence + 1
 
     async def subjects(self, stream: str, filter: str) -> list[str]:

@@ -55,13 +55,23 @@ class Client(NatsClient):
         """Stop calling the handler; until then it is called with what comes after `unsubscribe` too."""
         self._handlers.pop(subscription._id, None)
 
+    def forget_unsent(self) -> None:
+        """Drop what is queued behind a lost connection: whoever sent it has been told that it was not sent."""
+        self._pending = []
+        self._pending_data_size = 0
+
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         handler = self._handlers.get(sid)
         if handler is None:
             await super()._process_msg(sid, subject, reply, data, headers)
             return
         parsed = parse_headers(headers) if headers else None
-        handler(Message(subject.decode(), reply.decode(), data, parsed))
+        # A subject need not be UTF-8, and nothing may end the loop that reads the connection.
+        handler(
+            Message(
+                subject.decode("utf-8", "surrogateescape"), reply.decode("utf-8", "replace"), data, parsed
+            )
+        )
 
     async def _send_publish(
         self, subject: str, reply: str, payload: bytes, payload_size: int, headers: Headers | None

@@ -16,7 +16,7 @@ from jetcron.errors import LeaseLost, NotFound, TryAgain, Unconfirmed, WrongSequ
 from jetcron.executor.lease import Identity, Lease
 from jetcron.executor.room import Room
 from jetcron.executor.worker import Worker
-from jetcron.process import Process
+from jetcron.process import FATAL, UNHANDLED_SECONDS, Process
 from jetcron.registration import ensure_registered
 from jetcron.settings import Settings
 
@@ -119,19 +119,34 @@ class Executor:
             async with self._bus.consume(self._bus.names.work, durable) as consumer:
                 with self._process.watching(consumer):
                     while not self._process.stopping.is_set():
-                        await self._lease.usable()
                         if reserved < want:
-                            reserved += await self._room.reserve(
-                                want - reserved, at_least=0 if reserved else 1
-                            )
+                            consumer.resting = reserved == 0
+                            reserved += await self._reserve(want - reserved, needed=reserved == 0)
+                            consumer.resting = False
+                        if not reserved:
+                            continue  # told to stop while there was no room
                         deliveries = await self._process.unless_stopping(consumer.fetch(reserved, wait=10.0))
                         for delivery in deliveries or ():
                             self._start(definition, delivery, group)
                         taken = len(deliveries or ())
                         reserved -= taken
-                        want = min(_MOST, want * 2) if taken * 2 > want else max(1, want // 2, consumer.asked)
+                        want = min(_MOST, want * 2) if taken * 2 > want else max(1, want // 2)
+                        # What a busy moment reserved goes back once nothing asked for can still arrive.
+                        surplus = reserved - max(want, consumer.asked)
+                        if surplus > 0:
+                            self._room.give_back(surplus)
+                            reserved -= surplus
         finally:
             self._room.give_back(reserved)
+
+    async def _reserve(self, most: int, *, needed: bool) -> int:
+        """Credits for a pull, once our key stands and, if one is `needed`, there is one; 0 when told to stop."""
+        if await self._process.unless_stopping(self._lease.usable()) is None:
+            return 0
+        if not needed:
+            return self._room.reserve_now(most)
+        await self._process.unless_stopping(self._room.any_free())
+        return self._room.reserve_now(most)
 
     def _start(self, definition: FunctionDefinition, delivery: Delivery, group: asyncio.TaskGroup) -> None:
         identity = self._lease.current
@@ -158,6 +173,14 @@ class Executor:
             # It may stand or not. Under a new identity, whoever gets the run decides by its journal.
             log.error("an outcome is unknown, the run is left to be taken over", reason=str(error))
             await self._lease.retire(identity)
+        except FATAL:
+            raise
+        except Exception as error:
+            # Claimed by us, it would be held for alive: under a new id it counts as lost, and lost runs end.
+            log.exception("a run cannot be handled and is left to be taken over", function=definition.id)
+            self._process.metrics.unhandled.labels(type(error).__name__).inc()
+            await self._lease.retire(identity)
+            await delivery.hand_back(UNHANDLED_SECONDS)
         except asyncio.CancelledError:
             if not identity.lapsed:
                 self._given_up.append(delivery)

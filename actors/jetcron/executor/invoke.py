@@ -15,7 +15,7 @@ import anyio.to_thread
 
 from jetcron.app import FunctionDefinition
 from jetcron.context import Context
-from jetcron.errors import PayloadInvalid, signal_in
+from jetcron.errors import PayloadInvalid, Signal, signal_in
 from jetcron_protocol.messages import Failure
 
 _MAX_TRACEBACK = 16_000
@@ -62,7 +62,9 @@ async def invoke(
         if signal is not None:
             raise signal from None
         return Raised(group)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's code may raise anything
+    except (Signal, KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:  # noqa: BLE001 - the user's code may raise anything
         return Raised(error)
 
 
@@ -95,11 +97,25 @@ def describe(error: BaseException) -> Failure:
     """An error as text; the traceback begins in the user's code."""
     kind = type(error)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    text = str(error) or ("the code called sys.exit" if isinstance(error, SystemExit) else "")
+    try:
+        text = str(error)
+    except Exception as broken:  # noqa: BLE001 - an error may fail even to say what it is
+        text = f"(its text cannot be had: {type(broken).__name__})"
+    if not text and isinstance(error, SystemExit):
+        text = "the code called sys.exit"
     # Data that did not fit was refused by us, before the user's code: there is no frame to show.
     trace = None if isinstance(error, PayloadInvalid) else _users_part(error.__traceback__)
     lines = traceback.format_exception(kind, error, trace)
-    return Failure(type=name, message=text[:_MAX_MESSAGE], traceback="".join(lines)[-_MAX_TRACEBACK:])
+    return Failure(
+        type=_storable(name),
+        message=_storable(text)[:_MAX_MESSAGE],
+        traceback=_storable("".join(lines))[-_MAX_TRACEBACK:],
+    )
+
+
+def _storable(text: str) -> str:
+    """Text without lone surrogates, which file names have and UTF-8 does not."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _users_part(trace: TracebackType | None) -> TracebackType | None:

@@ -6,6 +6,7 @@ expire and other executors take over what it claimed.
 """
 
 import asyncio
+import math
 import os
 import socket
 from collections.abc import Callable
@@ -55,6 +56,7 @@ class Lease:
         self._retired: list[Identity] = []
         self._current: Identity | None = None
         self._fresh = asyncio.Event()
+        self._changing = asyncio.Lock()
 
     @property
     def current(self) -> Identity:
@@ -77,9 +79,9 @@ class Lease:
                 await self._renew(identity)
             self._retired = [identity for identity in self._retired if identity.tasks]
 
-    async def usable(self) -> None:
-        """Wait until the current identity's key is believed to stand: pull nothing before that."""
-        await self._fresh.wait()
+    async def usable(self) -> bool:
+        """Wait until the current identity's key is believed to stand: pull nothing before that. Then True."""
+        return await self._fresh.wait()
 
     def expired(self, identity: Identity) -> bool:
         """Whether others may hold this identity for dead. A process that was frozen asks before it records."""
@@ -92,18 +94,19 @@ class Lease:
 
         Its key is renewed while other runs are in hand under it, then left to expire.
         """
-        if identity is not self._current:
-            return
-        log.warning("taking a new executor id", old=identity.id)
-        self._fresh.clear()
-        self._retired.append(identity)
-        while True:
-            try:
-                await self.open()
+        async with self._changing:
+            if identity is not self._current:
                 return
-            except BusError as error:
-                log.debug("the new id could not be stored yet", reason=str(error))
-                await self._clock.sleep(1)
+            log.warning("taking a new executor id", old=identity.id)
+            self._fresh.clear()
+            while True:
+                try:
+                    await self.open()
+                    break
+                except BusError as error:
+                    log.debug("the new id could not be stored yet", reason=str(error))
+                    await self._clock.sleep(1)
+            self._retired.append(identity)
 
     async def close(self) -> None:
         """Remove the keys: what is still claimed may be taken over at once."""
@@ -143,7 +146,7 @@ class Lease:
             clock=self._clock.now(),
             started=self._started,
         )
-        ttl = max(1, round(self._settings.executor_ttl))
+        ttl = math.ceil(self._settings.executor_ttl)
         await self._bus.publish(self._key(identity), encode(entry), {TTL: f"{ttl}s"}, timeout=2)
         identity.renewed = at
 

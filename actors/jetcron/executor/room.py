@@ -37,11 +37,14 @@ class Room:
         self._numbers = count()
         self._sooner = asyncio.Event()
 
-    async def reserve(self, most: int, *, at_least: int) -> int:
-        """Take up to `most` credits and half of what is free; waits until there are `at_least` (0 or 1)."""
-        while self._free < at_least:
+    async def any_free(self) -> None:
+        """Wait until there is a credit."""
+        while self._free <= 0:
             self._changed.clear()
             await self._changed.wait()
+
+    def reserve_now(self, most: int) -> int:
+        """Take up to `most` credits, and up to half of what is free: others pull too. 0 when there is none."""
         taken = max(0, min(most, (self._free + 1) // 2))
         self._free -= taken
         return taken

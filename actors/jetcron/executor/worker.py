@@ -5,9 +5,10 @@ that another executor finds in its journal and takes over. Who lost a run writes
 repairs the rest.
 """
 
+import asyncio
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
@@ -18,7 +19,14 @@ from jetcron.app import FunctionDefinition
 from jetcron.bus import Bus, Delivery
 from jetcron.clock import Clock
 from jetcron.context import Context, data_of
-from jetcron.errors import LeaseLost, NonRetriableError, TryAgain, WrongSequence
+from jetcron.errors import (
+    LeaseLost,
+    NonRetriableError,
+    PayloadTooLarge,
+    TryAgain,
+    Unconfirmed,
+    WrongSequence,
+)
 from jetcron.events import store_events
 from jetcron.executor.decide import Acknowledge, Ask, Claim, FollowUp, GiveUp, HandBack, Verdict, decide
 from jetcron.executor.invoke import Outcome, Raised, Returned, describe, invoke
@@ -51,6 +59,8 @@ class Claimed:
     clock: Clock
     started: int | None = None
     lost: bool = False
+    ended: bool = False
+    recording: set["asyncio.Task[None]"] = field(default_factory=set)
 
     @property
     def attempt(self) -> int:
@@ -79,6 +89,8 @@ class Claimed:
         return self.clock.now()
 
     def done(self, step: str) -> StepResult | None:
+        if self.ended:
+            raise NonRetriableError(f"step {step!r}: its run has ended; await every step before you return")
         return self.journal.history.steps.get(step)
 
     async def send(self, events: Sequence[messages.Event]) -> None:
@@ -87,11 +99,23 @@ class Claimed:
 
     async def record(self, step: str, op: str, result: Any) -> None:
         self.check()
+        # A time-out in the user's code may cancel us here. The append goes on: cut off, its outcome would be
+        # unknown, and with it the sequence the next one must expect.
+        append = asyncio.create_task(self.journal.append(self.entry("step", step=step, op=op, result=result)))
+        self.recording.add(append)
         try:
-            await self.journal.append(self.entry("step", step=step, op=op, result=result))
-        except WrongSequence:
-            self.lost = True  # the user's code may swallow what is raised here
+            await asyncio.shield(append)
+        except (WrongSequence, Unconfirmed):
             raise LeaseLost from None
+
+    async def settle(self) -> None:
+        """The user's code has ended: wait for what it left being recorded, and let it record nothing more.
+
+        Raises `WrongSequence` or `Unconfirmed` if an append did, whatever the user's code made of it.
+        """
+        self.ended = True
+        for append in self.recording:
+            await append
 
 
 class Worker:
@@ -142,6 +166,9 @@ class Worker:
             outcome = await self._execute(definition, claimed)
         finally:
             self._room.leave()
+        if claimed.recording:
+            await claimed.settle()
+        claimed.ended = True
         await self._room.let_others_start()
         claimed.check()
         await self._record(definition, claimed, outcome)
@@ -288,7 +315,12 @@ class Worker:
 
     async def _complete(self, definition: FunctionDefinition, claimed: Claimed, result: Any) -> None:
         entry = claimed.entry("completed", result=result, started=claimed.started)
-        await claimed.journal.finish(entry, keep=self._keep(definition, failed=False), keep_steps=False)
+        try:
+            await claimed.journal.finish(entry, keep=self._keep(definition, failed=False), keep_steps=False)
+        except PayloadTooLarge as error:
+            too_large = NonRetriableError(f"{definition.id} returned too much to be stored: {error}")
+            await self._retry_or_fail(definition, claimed, too_large)
+            return
         self._ended(claimed, entry)
 
     async def _retry_or_fail(

@@ -1,0 +1,179 @@
+"""The registry of apps, functions and schedules, as cron-sync writes it: fenced, and never back in time.
+
+Owns the rule that a command changes nothing a newer command wrote: every write expects the entry it has read,
+and an entry that names a later command is left as it is. If the process dies between a write and what
+follows it, the command comes again, finds its own sequence in the entry and repeats only what follows.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Generic, TypeVar
+
+from jetcron import dispatch
+from jetcron.bus import DELETED, MAX_BATCH, OPERATION, TTL, Bus, Delivery, Outgoing, StoredMessage, fenced
+from jetcron.clock import Clock
+from jetcron.cycle import Entry, first_tick, successor_armed_from
+from jetcron.errors import TryAgain
+from jetcron.many import each
+from jetcron.settings import Settings
+from jetcron_protocol import topology
+from jetcron_protocol.codec import decode, encode
+from jetcron_protocol.messages import AppEntry, Function, Past, Schedule
+
+PAST_KEPT = 30 * topology.DAY
+"""How long a replaced revision is kept, in seconds."""
+FAR_OFF_MS = 60_000
+"""A held tick of an older revision is purged when it is further away; a nearer one settles itself."""
+
+M = TypeVar("M")
+
+
+@dataclass(frozen=True, slots=True)
+class Held(Generic[M]):
+    """What a key holds: None when it is absent or deleted, and the sequence a write to it must expect."""
+
+    value: M | None = None
+    sequence: int = 0
+
+
+@dataclass(slots=True)
+class Applied:
+    """What a command has done so far, for its reply."""
+
+    revisions: dict[str, int] = field(default_factory=dict)
+    next: dict[str, int] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
+class Registry:
+    """The registry's entries. Raises `DecodeError` for one that cannot be read, `WrongSequence` for one that moved."""
+
+    def __init__(self, bus: Bus, clock: Clock, settings: Settings) -> None:
+        self._bus = bus
+        self._names = bus.names
+        self._clock = clock
+        self._settings = settings
+
+    async def app(self, app: str) -> Held[AppEntry]:
+        """An app's entry."""
+        return _held(AppEntry, await self._bus.last(self._names.registry, self._names.app_key(app)))
+
+    async def functions(self, ids: Iterable[str]) -> dict[str, Held[Function]]:
+        """The entries of these functions; one for each, absent or not."""
+        keys = {self._names.function_key(id): id for id in ids}
+        stored = await self._bus.multi_last_all(self._names.registry, list(keys))
+        return {id: _held(Function, stored.get(key)) for key, id in keys.items()}
+
+    async def put_app(self, entry: AppEntry, held: Held[AppEntry]) -> None:
+        """Write an app's entry in place of the one read."""
+        await self._bus.publish(self._names.app_key(entry.app), encode(entry), fenced(held.sequence))
+
+    async def put_functions(self, written: Iterable[Function], held: dict[str, Held[Function]]) -> None:
+        """Write those that differ from what was read, and that no newer command wrote."""
+        messages = [
+            Outgoing(
+                self._names.function_key(function.id), encode(function), fenced(held[function.id].sequence)
+            )
+            for function in written
+            if _differs(function, held[function.id].value)
+        ]
+        for start in range(0, len(messages), MAX_BATCH):
+            await self._bus.publish_atomic(messages[start : start + MAX_BATCH])
+
+    async def put_schedules(self, wanted: Sequence[Schedule], delivery: Delivery, applied: Applied) -> None:
+        """Write what differs, each replaced entry to `past` in the same batch; then arm what was written."""
+        half = MAX_BATCH // 2
+        for start in range(0, len(wanted), half):
+            await self._put_part(wanted[start : start + half], delivery, applied)
+
+    async def _put_part(self, wanted: Sequence[Schedule], delivery: Delivery, applied: Applied) -> None:
+        keys = {self._names.schedule_key(schedule.id): schedule for schedule in wanted}
+        stored = await self._bus.multi_last_all(self._names.registry, list(keys))
+        batch: list[Outgoing] = []
+        written: list[tuple[int, Schedule, Schedule | None]] = []
+        mine: list[Entry] = []
+        successors: list[Entry] = []
+        # The server's time, as near as we know it: from it every actor's clock is measured.
+        now = round(self._clock.now() - self._bus.clock_offset_ms)
+        for key, schedule in keys.items():
+            held = _held(Schedule, stored.get(key))
+            previous = held.value
+            if previous is not None and previous.command == delivery.sequence:
+                # Written by this very command, which died before what follows: repeat that.
+                mine.append(Entry(previous, held.sequence))
+                successors.append(mine[-1])
+                continue
+            if not _replaces(schedule, previous, delivery.sequence):
+                continue
+            entry = self._successor(schedule, previous, delivery, now)
+            if previous is not None:
+                past = encode(Past(schedule=previous, end=entry.armed_from))
+                past_key = self._names.past_key(schedule.id, held.sequence)
+                batch.append(Outgoing(past_key, past, {TTL: f"{PAST_KEPT}s"}))
+            written.append((len(batch), entry, previous))
+            batch.append(Outgoing(key, encode(entry), fenced(held.sequence)))
+        first = await self._bus.publish_atomic(batch) - len(batch) + 1
+        for position, entry, previous in written:
+            mine.append(Entry(entry, first + position))
+            if previous is not None and previous.state == "active":
+                successors.append(mine[-1])
+        await self._arm(mine, applied)
+
+        async def purge(entry: Entry) -> None:
+            await self._purge_far_off(entry, now)
+
+        await each(purge, successors)
+
+    def _successor(
+        self, schedule: Schedule, previous: Schedule | None, delivery: Delivery, now: int
+    ) -> Schedule:
+        armed_from = successor_armed_from(
+            previous,
+            stored_at=delivery.stored_at,
+            now=now,
+            settle=self._settings.lead_ms + self._settings.settle_ms,
+        )
+        return replace(schedule, armed_from=armed_from, command=delivery.sequence)
+
+    async def _arm(self, entries: Sequence[Entry], applied: Applied) -> None:
+        groups: list[list[Outgoing]] = []
+        for entry in entries:
+            applied.revisions[entry.schedule.id] = entry.revision
+            tick = first_tick(entry)
+            if tick is not None:
+                applied.next[entry.schedule.id] = tick.at
+                groups.append([dispatch.held_tick(self._names, tick, self._settings.lead_ms)])
+        standing = await self._bus.publish_groups(groups)
+        if len(standing) < len(groups):
+            raise TryAgain(0, 0, f"{len(groups) - len(standing)} first ticks were not confirmed")
+
+    async def _purge_far_off(self, entry: Entry, now: int) -> None:
+        """Ticks of older revisions: left to stand, they would hide that the chain of this one is broken."""
+        held = self._names.ticks_of(entry.schedule.id, state="held")
+        for subject in await self._bus.subjects(self._names.work, held):
+            tick = self._names.parse_tick(subject)
+            if tick.revision < entry.revision and tick.at - now > FAR_OFF_MS:
+                await self._bus.purge(self._names.work, subject)
+
+
+def _held(kind: type[M], stored: StoredMessage | None) -> Held[M]:
+    if stored is None:
+        return Held()
+    if stored.headers.get(OPERATION) in DELETED:
+        return Held(None, stored.sequence)
+    return Held(decode(kind, stored.payload), stored.sequence)
+
+
+def _differs(function: Function, found: Function | None) -> bool:
+    if found is None:
+        return True
+    return found.command <= function.command and replace(function, command=0) != replace(found, command=0)
+
+
+def _replaces(schedule: Schedule, previous: Schedule | None, command: int) -> bool:
+    """Whether there is something to write: nothing for what is the same, newer, or gone already."""
+    if previous is None:
+        return schedule.state not in ("archived", "deleted")
+    return previous.command < command and replace(schedule, armed_from=0, command=0) != replace(
+        previous, armed_from=0, command=0
+    )

@@ -1,0 +1,86 @@
+"""The end of an archived function: what it has ready and held is cancelled, then its consumer goes.
+
+Owns nothing but the order: journal first, then the message. A run that somebody is executing finishes; its
+message, and the consumer it is acknowledged through, stay until then. If the process dies here, the command comes
+again and finds the rest.
+"""
+
+import structlog
+
+from jetcron.bus import Bus, StoredMessage
+from jetcron.clock import Clock
+from jetcron.errors import TryAgain, Unconfirmed, WrongSequence
+from jetcron.journal import RunJournal
+from jetcron.many import each
+from jetcron.settings import Settings
+from jetcron_protocol.codec import DecodeError, decode
+from jetcron_protocol.messages import Failure, Function, JournalEntry, Run
+from jetcron_protocol.subjects import split_function
+
+log = structlog.get_logger("jetcron.cron-sync")
+
+
+class Retirement:
+    """Cancels the runs of archived functions."""
+
+    def __init__(self, bus: Bus, clock: Clock, settings: Settings, *, by: str) -> None:
+        self._bus = bus
+        self._names = bus.names
+        self._clock = clock
+        self._settings = settings
+        self._by = by
+
+    async def settle(self) -> None:
+        """Wait until what was released, or read as active, before the function was archived has become a run."""
+        await self._clock.sleep(self._settings.lead + 2 * self._settings.settle)
+
+    async def retire(self, function: Function) -> None:
+        """Cancel what it has, then delete its consumer, unless one of its runs is still being executed."""
+        left: list[int] = []
+
+        async def cancel(message: StoredMessage) -> None:
+            if await self._cancelled(message, function):
+                await self._bus.delete(self._names.work, message.sequence)
+            else:
+                left.append(message.sequence)
+
+        for subject in (self._names.runs_later_of(function.id), self._names.run_ready(function.id)):
+            async for page in self._bus.pages(self._names.work, subject):
+                await each(cancel, page)
+        if left:
+            log.warning("an archived function still has runs executing", function=function.id, runs=len(left))
+        else:
+            await self._bus.delete_consumer(self._names.work, self._names.run_consumer(function.id))
+
+    async def _cancelled(self, message: StoredMessage, function: Function) -> bool:
+        """Whether the run behind this message has ended, journaled as cancelled if it had not; False: it runs."""
+        try:
+            run = decode(Run, message.payload)
+            journal = RunJournal(self._bus, function.id, run.run, patience=10)
+            history = await journal.read()
+        except DecodeError as error:
+            log.error("a run of an archived function cannot be read", function=function.id, reason=str(error))
+            return False
+        if history.finished:
+            return True
+        if history.claim is not None and await self._alive(function, history.claim.executor):
+            return False
+        entry = JournalEntry(
+            entry="cancelled",
+            turn=run.turn,
+            at=self._clock.now(),
+            executor=self._by,
+            error=Failure(type="Archived", message=f"{function.id} was archived before it ran"),
+        )
+        try:
+            await journal.finish(entry, keep=self._settings.keep_failed, keep_steps=True)
+        except WrongSequence:
+            return False  # somebody claimed it meanwhile: it runs
+        except Unconfirmed as error:
+            raise TryAgain(0, 0, str(error)) from None
+        return True
+
+    async def _alive(self, function: Function, executor: str) -> bool:
+        app, _ = split_function(function.id)
+        key = self._names.executor_key(app, executor)
+        return await self._bus.last(self._names.executors, key) is not None
