@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from jetcron import dispatch
+from jetcron import dispatch, ledger
 from jetcron.bus import Bus, Delivery, Outgoing, StoredMessage
 from jetcron.clock import Clock
 from jetcron.cron import CronError
@@ -19,7 +19,7 @@ from jetcron.many import each
 from jetcron.process import Process
 from jetcron.settings import Settings
 from jetcron_protocol.codec import DecodeError, decode
-from jetcron_protocol.messages import Gap, Past, Schedule, Tick
+from jetcron_protocol.messages import Past, Schedule, Tick
 from jetcron_protocol.subjects import InvalidName, split_function
 
 log = structlog.get_logger("jetcron.cron-tick")
@@ -123,7 +123,8 @@ class CronTick:
                 unready += item.deliveries
                 continue
             if isinstance(decision, Turn) and decision.gap is not None:
-                await self._bus.store(self._gap(decision.gap, known.function(item.tick)))
+                keep = self._settings.keep_completed
+                await ledger.record(self._bus, decision.gap, known.function(item.tick), keep=keep)
             turned.append((item, decision))
             groups.append(self._messages(item.tick, decision, known, now))
         standing = set(await self._bus.publish_groups(groups))
@@ -218,9 +219,6 @@ class CronTick:
                     app, _ = split_function(known.function(tick))
                     messages.append(dispatch.command(self._names, dispatch.ended(app, tick)))
                 return messages
-
-    def _gap(self, gap: Gap, function: str) -> Outgoing:
-        return dispatch.gap(self._names, gap, function, self._settings.keep_completed)
 
     def _report(self, tick: Tick, decision: Decision) -> None:
         match decision:

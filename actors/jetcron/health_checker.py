@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from jetcron import dispatch
+from jetcron import dispatch, ledger
 from jetcron.bus import (
     SCHEDULE,
     SCHEDULE_TARGET,
@@ -203,7 +203,7 @@ class HealthChecker:
             if mended is None:
                 continue
             if mended.gap is not None:
-                await self._bus.store(dispatch.gap(self._names, mended.gap, entry.schedule.function, keep))
+                await ledger.record(self._bus, mended.gap, entry.schedule.function, keep=keep)
             if mended.tick is not None:
                 tick = dispatch.held_tick(self._names, mended.tick, self._settings.lead_ms)
                 await self._bus.store(tick)

@@ -127,7 +127,12 @@ def finish(history: History, entry: JournalEntry, *, keep_steps: bool) -> Journa
         result=entry.result,
         started=entry.started,
         error=entry.error,
-        attempts=list(_close_last(history.attempts, entry.entry, entry.at, entry.started, entry.error)),
+        # Given up after lost attempts: nobody knows how the last one ended.
+        attempts=list(
+            _close_last(
+                history.attempts, "lost" if entry.lost else entry.entry, entry.at, entry.started, entry.error
+            )
+        ),
         steps=[done if keep_steps else replace(done, result=None) for done in history.steps.values()],
     )
 

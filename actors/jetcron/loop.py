@@ -1,8 +1,16 @@
 """Start an event loop: uvloop where there is one, for it takes half the CPU a message; asyncio's elsewhere."""
 
 import asyncio
+import logging
+import os
+import sys
+import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
+
+import structlog
+
+log = structlog.get_logger("jetcron.process")
 
 T = TypeVar("T")
 
@@ -11,6 +19,20 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     """Run `work` to its end on a new loop. The loop of tests and embedders is never touched."""
     with asyncio.Runner(loop_factory=_factory()) as runner:
         return runner.run(work)
+
+
+def leave_threads() -> None:
+    """End the process now if threads are still at work: plain functions that outlasted the grace period.
+
+    Nobody can stop a thread, and the interpreter would wait for it, while another executor has the run.
+    """
+    left = [t for t in threading.enumerate() if t is not threading.current_thread() and not t.daemon]
+    if left:
+        log.warning("leaving plain functions that are still running", threads=len(left))
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

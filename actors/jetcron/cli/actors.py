@@ -70,6 +70,7 @@ def _actor(name: str, make: Make) -> Callable[..., None]:
 def _run(name: str, make: Make, settings: Settings, http: int | None) -> None:
     logs.configure(settings, long_lived=True)
     loop.run(run_actor(name, make, settings, http=http))
+    loop.leave_threads()
 
 
 def executor(

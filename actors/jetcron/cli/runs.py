@@ -1,5 +1,6 @@
 """`jetcron runs`: what ran, how it went, and what happens now."""
 
+import dataclasses
 from typing import Annotated, Any
 
 import typer
@@ -7,10 +8,16 @@ import typer
 from jetcron import loop
 from jetcron.cli import output, session
 from jetcron.cli.functions import Json
-from jetcron.client import Client, RunView
+from jetcron.client import Client, GapView, RunView
 from jetcron.clock import from_ms
 from jetcron.logs import local_time
 from jetcron_protocol.messages import Attempt, JournalEntry
+
+_WHY = {
+    "catch_up": "missed, and catch_up left it out",
+    "too_many": "missed, with more than catch_up='all' runs",
+    "unknown_history": "so long ago that nobody can tell whether it ran",
+}
 
 app = typer.Typer(no_args_is_help=True, help="Runs: those whose journal stands.")
 
@@ -100,6 +107,36 @@ def show(run: Annotated[str, typer.Argument(metavar="RUN")], json: Json = False)
         console.print(f"[red]{output.escape(error.type)}: {output.escape(error.message)}[/red]")
     if found.status == "completed":
         console.print(f"[dim]result[/dim] {output.escape(_compact(found.result))}")
+
+
+@app.command("gaps")
+def gaps(
+    function: Annotated[
+        str | None, typer.Option("--function", "-f", metavar="APP.FUNCTION", help="Of this function alone.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """The ledger: occurrences that did not run, and why."""
+
+    async def work(client: Client) -> list[GapView]:
+        return list(await client.runs.gaps(function=function))
+
+    found = session.with_client(work)
+    if json:
+        output.print_json([{"function": view.function, **dataclasses.asdict(view.gap)} for view in found])
+        return
+    output.table(
+        found,
+        {
+            "SCHEDULE": lambda view: output.escape(view.gap.schedule),
+            "FUNCTION": lambda view: output.escape(view.function),
+            "FROM": lambda view: output.moment(view.gap.start) or "",
+            "TO": lambda view: output.moment(view.gap.to) or "",
+            "MISSED": lambda view: str(view.gap.count),
+            "WHY": lambda view: _WHY[view.gap.reason],
+        },
+        empty="every occurrence ran, as far as the ledger goes back",
+    )
 
 
 @app.command("tail")

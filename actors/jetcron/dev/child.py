@@ -65,6 +65,7 @@ def main(arguments: Sequence[str]) -> int:
         loaded = load(target) if target else None
         crew = _Crew(settings, clock, control, paint, known=arguments[2])
         loop.run(crew.run(loaded))
+        loop.leave_threads()
     except BaseException as error:  # noqa: BLE001 - whatever it is, the parent shows and decides
         return _explain(error, paint)
     return 0

@@ -23,7 +23,7 @@ from jetcron.errors import ConfigurationError
 from jetcron.health_checker import arm
 from jetcron.settings import Settings
 
-_GRACE = 1.5
+_GRACE = 3.0
 """Seconds that running work has to finish at a reload and at the end; runs cut short are taken up again."""
 _KILL_AFTER = 2.0
 _PAUSES = (1.0, 2.0, 5.0, 10.0)

@@ -201,7 +201,9 @@ class Worker:
                         failure = Failure(
                             type="ProcessDied", message=f"the process executing it died {lost} times in a row"
                         )
-                        await self._fail(definition, claimed, failure, f"lost {lost} times in a row")
+                        await self._fail(
+                            definition, claimed, failure, f"lost {lost} times in a row", lost=lost
+                        )
                         await delivery.ack()
                         return None
                     case FollowUp():
@@ -344,9 +346,15 @@ class Worker:
                 await self._fail(definition, claimed, failure, text)
 
     async def _fail(
-        self, definition: FunctionDefinition, claimed: Claimed, failure: Failure, reason: str
+        self,
+        definition: FunctionDefinition,
+        claimed: Claimed,
+        failure: Failure,
+        reason: str,
+        *,
+        lost: int = 0,
     ) -> None:
-        entry = claimed.entry("failed", started=claimed.started, error=failure)
+        entry = claimed.entry("failed", started=claimed.started, error=failure, lost=lost)
         await claimed.journal.finish(entry, keep=self._keep(definition, failed=True), keep_steps=True)
         self._ended(claimed, entry, error=f"{failure.type}: {failure.message}", reason=reason)
         await self._follow_up(claimed)
