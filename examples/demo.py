@@ -24,9 +24,11 @@ from pathlib import Path
 
 from examples import notifications
 from examples.receiver import Receiver, serve
-from jetcron.client import Client, Dead, RunView
+from jetcron.client import Client
 from jetcron.clock import from_ms
 from jetcron.errors import BusError
+from jetcron.replay import Dead
+from jetcron.runs import RunView
 from jetcron.settings import Settings
 
 DISPATCH = "notifications.dispatch"

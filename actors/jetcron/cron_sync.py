@@ -10,10 +10,11 @@ from dataclasses import replace
 
 import structlog
 
-from jetcron import dispatch
+from jetcron import declared
 from jetcron.bus import Bus, Delivery
 from jetcron.clock import Clock
-from jetcron.cron import CronError, parse
+from jetcron.cron import CronError
+from jetcron.dead_letters import bury
 from jetcron.errors import PayloadTooLarge, TopologyMismatch, TryAgain, WrongSequence
 from jetcron.many import each
 from jetcron.process import Process
@@ -28,11 +29,10 @@ from jetcron_protocol.messages import (
     FunctionState,
     Replaced,
     Schedule,
-    ScheduleState,
     SyncCommand,
     SyncReply,
 )
-from jetcron_protocol.subjects import InvalidName, Names, split_function
+from jetcron_protocol.subjects import InvalidName, split_function
 
 log = structlog.get_logger("jetcron.cron-sync")
 
@@ -97,9 +97,7 @@ class CronSync:
             )
 
     async def _bury(self, delivery: Delivery, reason: str) -> None:
-        await self._bus.store(dispatch.undecodable(self._names, delivery, "sync", reason, self._clock.now()))
-        self._process.metrics.dead.labels("sync").inc()
-        log.error("a sync command went to the dead stream", subject=delivery.subject, reason=reason)
+        await bury(self._bus, self._process.metrics, delivery, "sync", reason)
 
     async def _reply(self, command: SyncCommand, applied: Applied, errors: list[str]) -> None:
         if not command.reply:
@@ -152,24 +150,28 @@ class CronSync:
             if warning:
                 applied.warnings.append(warning)
             return
-        _check(command)
+        problems = declared.faults(command)
+        if problems:
+            raise Refused(*problems)
         wanted = {function.id: function for function in command.functions}
         before = held.value.functions if held.value else []
         found = await self._registry.functions([*wanted, *(id for id in before if id not in wanted)])
         gone = [
             replace(old.value, state="archived", command=delivery.sequence)
             for id, old in found.items()
-            if id not in wanted and old.value is not None and _still_to_archive(old.value, delivery.sequence)
+            if id not in wanted
+            and old.value is not None
+            and declared.still_to_archive(old.value, delivery.sequence)
         ]
         kept = [
-            replace(function, state=_kept_state(found[function.id].value), command=delivery.sequence)
+            replace(function, state=declared.kept_state(found[function.id].value), command=delivery.sequence)
             for function in wanted.values()
         ]
         await self._consumers(kept, found, every=command.force)
         await self._registry.put_functions(
             gone, found
         )  # before their runs are cancelled: nobody starts another
-        await self._registry.put_schedules(_schedules([*kept, *gone], found), delivery, applied)
+        await self._registry.put_schedules(declared.schedules([*kept, *gone], found), delivery, applied)
         await self._retire(gone)
         # Only now: the entries these replace say which schedules a function had, should we die before here.
         await self._registry.put_functions(kept, found)
@@ -224,7 +226,7 @@ class CronSync:
             if function.state == "paused":
                 await self._pause_consumer(function)
 
-        await each(put, [f for f in functions if every or _needs_consumer(f, found[f.id].value)])
+        await each(put, [f for f in functions if every or declared.needs_consumer(f, found[f.id].value)])
 
     async def _pause_consumer(self, function: Function) -> None:
         durable = self._names.run_consumer(function.id)
@@ -249,7 +251,9 @@ class CronSync:
             raise Refused(*(f"{id} is not a function of the app {command.app!r}" for id in strangers))
         found = await self._registry.functions(command.items)
         faults = [
-            fault for id, held in found.items() if (fault := _fault(id, held, state, delivery.sequence))
+            fault
+            for id, held in found.items()
+            if (fault := declared.fault(id, held, state, delivery.sequence))
         ]
         if faults:
             raise Refused(*faults)
@@ -261,7 +265,7 @@ class CronSync:
         if state != "archived":
             await self._consumers(written, found, every=True)
         await self._registry.put_functions(written, found)
-        await self._registry.put_schedules(_schedules(written, found), delivery, applied)
+        await self._registry.put_schedules(declared.schedules(written, found), delivery, applied)
         if state == "archived":
             await self._retire(written)
         else:
@@ -276,90 +280,3 @@ class CronSync:
             entry = decode(Schedule, stored.payload)
             if entry.state == "active":
                 await self._registry.put_schedules([replace(entry, state="ended")], delivery, applied)
-
-
-def _check(command: SyncCommand) -> None:
-    """Refuse definitions nobody could run: every fault at once."""
-    problems = []
-    for function in command.functions:
-        try:
-            Names().run_consumer(function.id)
-            for number, cron in enumerate(function.cron, 1):
-                parse(
-                    cron.expression,
-                    timezone=cron.timezone,
-                    dst=cron.dst,
-                    seed=schedule_id(function.id, number),
-                )
-        except (CronError, InvalidName) as error:
-            problems.append(f"{function.id}: {error}")
-        if not function.id.startswith(f"{command.app}."):
-            problems.append(f"{function.id} is not a function of the app {command.app!r}")
-    if problems:
-        raise Refused(*problems)
-
-
-def schedule_id(function: str, number: int) -> str:
-    """The schedule of a function's n-th cron trigger, from 1."""
-    return function if number == 1 else f"{function}:{number}"
-
-
-def _fault(id: str, held: Held[Function], state: FunctionState, command: int) -> str | None:
-    """Why this function cannot get that state: there is none, or only registering can bring it back."""
-    if held.value is None:
-        return f"there is no function {id!r}; 'jetcron functions list' shows them"
-    if held.value.state == "archived" and held.value.command != command and state != "archived":
-        return f"{id} is archived; 'jetcron sync --force' with the app that has it brings it back"
-    return None
-
-
-def _still_to_archive(function: Function, command: int) -> bool:
-    return function.state != "archived" or function.command == command
-
-
-def _kept_state(found: Function | None) -> FunctionState:
-    """A paused function stays paused across registrations; an archived one comes back."""
-    return "paused" if found is not None and found.state == "paused" else "active"
-
-
-def _needs_consumer(function: Function, found: Function | None) -> bool:
-    """Whether its consumer may be absent or another: also when this same command wrote the entry and died."""
-    if found is None or found.state == "archived":
-        return True
-    return found.concurrency != function.concurrency or found.command == function.command
-
-
-_STATES: dict[FunctionState, ScheduleState] = {"active": "active", "paused": "paused", "archived": "archived"}
-
-
-def _schedules(written: Sequence[Function], found: dict[str, Held[Function]]) -> list[Schedule]:
-    """The schedules of these functions' cron triggers; those a function no longer has are archived."""
-    schedules = []
-    for function in written:
-        for number, cron in enumerate(function.cron, 1):
-            schedules.append(
-                Schedule(
-                    id=schedule_id(function.id, number),
-                    function=function.id,
-                    cron=cron.expression,
-                    timezone=cron.timezone,
-                    dst=cron.dst,
-                    jitter=function.jitter,
-                    catch_up=function.catch_up,
-                    state=_STATES[function.state],
-                )
-            )
-        before = found[function.id].value
-        for number, cron in enumerate(before.cron if before else [], 1):
-            if number > len(function.cron):
-                schedules.append(
-                    Schedule(
-                        id=schedule_id(function.id, number),
-                        function=function.id,
-                        cron=cron.expression,
-                        timezone=cron.timezone,
-                        dst=cron.dst,
-                        state="archived",
-                    )
-                )
-    return schedules

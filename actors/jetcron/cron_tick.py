@@ -15,6 +15,7 @@ from jetcron.bus import Bus, Delivery, Outgoing, StoredMessage
 from jetcron.clock import Clock
 from jetcron.cron import CronError
 from jetcron.cycle import Decision, Entry, Nothing, Rearm, Turn, decide_turn, is_late
+from jetcron.dead_letters import bury
 from jetcron.many import each
 from jetcron.process import Process
 from jetcron.settings import Settings
@@ -161,12 +162,8 @@ class CronTick:
                 if (named.schedule, named.revision, named.at) != (tick.schedule, tick.revision, tick.at):
                     raise DecodeError(f"Tick: it says {tick} but came on {delivery.subject}")
             except (DecodeError, InvalidName) as error:
-                await self._bus.store(
-                    dispatch.undecodable(self._names, delivery, "tick", str(error), self._clock.now())
-                )
+                await bury(self._bus, self._process.metrics, delivery, "tick", str(error))
                 await delivery.ack()
-                self._process.metrics.dead.labels("tick").inc()
-                log.error("a tick cannot be read", subject=delivery.subject, reason=str(error))
             else:
                 released.setdefault(tick, Released(tick, [])).deliveries.append(delivery)
         return list(released.values())

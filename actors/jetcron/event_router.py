@@ -13,6 +13,7 @@ import structlog
 from jetcron import dispatch
 from jetcron.bus import MSG_ID, Bus, Delivery, Outgoing
 from jetcron.clock import Clock
+from jetcron.dead_letters import bury
 from jetcron.errors import TryAgain
 from jetcron.process import Process
 from jetcron.settings import Settings
@@ -169,9 +170,7 @@ class EventRouter:
         await self._process.hand_back([d for index, d in enumerate(deliveries) if index not in standing])
 
     async def _bury(self, delivery: Delivery, reason: str) -> None:
-        await self._bus.store(dispatch.undecodable(self._names, delivery, "event", reason, self._clock.now()))
-        self._process.metrics.dead.labels("event").inc()
-        log.error("an event went to the dead stream", subject=delivery.subject, reason=reason)
+        await bury(self._bus, self._process.metrics, delivery, "event", reason)
         await delivery.ack()
 
     async def _current_triggers(self) -> Triggers:

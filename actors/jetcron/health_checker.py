@@ -25,6 +25,7 @@ from jetcron.bus import (
 from jetcron.clock import Clock
 from jetcron.cron import CronError
 from jetcron.cycle import Entry, repair
+from jetcron.dead_letters import bury
 from jetcron.errors import WrongSequence
 from jetcron.process import Process
 from jetcron.settings import Settings
@@ -85,11 +86,7 @@ class HealthChecker:
             try:
                 group = _group(delivery.payload)
             except DecodeError as error:
-                await self._bus.store(
-                    dispatch.undecodable(self._names, delivery, "health", str(error), self._clock.now())
-                )
-                self._process.metrics.dead.labels("health").inc()
-                log.error("a sweep message cannot be read", reason=str(error))
+                await bury(self._bus, self._process.metrics, delivery, "health", str(error))
             else:
                 await self.sweep(group)
             await delivery.ack()

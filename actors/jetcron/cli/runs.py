@@ -8,9 +8,10 @@ import typer
 from jetcron import loop
 from jetcron.cli import output, session
 from jetcron.cli.functions import Json
-from jetcron.client import Client, GapView, RunView
+from jetcron.client import Client
 from jetcron.clock import from_ms
 from jetcron.logs import local_time
+from jetcron.runs import GapView, RunView
 from jetcron_protocol.messages import Attempt, JournalEntry
 
 _WHY = {

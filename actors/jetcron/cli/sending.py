@@ -11,9 +11,10 @@ from typer.core import TyperCommand
 
 from jetcron.cli import output, session
 from jetcron.cli.times import parse_moment
-from jetcron.client import Client, RunHandle
+from jetcron.client import Client
 from jetcron.errors import ConfigurationError, RunFailed
 from jetcron.events import Event
+from jetcron.runs import RunHandle
 
 _FOREVER = "inf"
 _PATIENCE = 5.0
