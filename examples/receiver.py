@@ -50,7 +50,9 @@ class Receiver:
             else:
                 self.refused[key] += 1
                 self.refused_bodies[key] = body
-        print(f"    {status} to {body['channel']} for {body['due'][:16]}: {body['text']}", flush=True)
+        line = f"    {status} to {body['channel']} for {body['due'][:16]}: {body['text']}\n"
+        sys.stdout.write(line)  # one write: posts come on several threads at once
+        sys.stdout.flush()
         return status
 
     def _decide(self, key: str, channel: str) -> int:

@@ -27,9 +27,9 @@ from jetcron_protocol.messages import (
 from tests.support.nats_server import NatsServer
 from tests.support.stack import PATIENCE, Stack, until
 
-DAILY = CronTrigger(expression="0 9 * * *")
-HOURLY = CronTrigger(expression="0 * * * *")
-F = Function(id="app.f", cron=[DAILY], concurrency=2)
+YEARLY = CronTrigger(expression="0 9 1 3 *")
+LEAP_DAY = CronTrigger(expression="5 5 29 2 *")
+F = Function(id="app.f", cron=[YEARLY], concurrency=2)
 G = Function(id="app.g", on=["x"])
 
 
@@ -80,7 +80,7 @@ async def last_sequence(stack: Stack) -> int:
 async def test_a_new_app_gets_entries_first_ticks_and_consumers(stack: Stack) -> None:
     reply = await register(stack, "one", F, G)
     found, revision = await schedule(stack, "app.f")
-    assert (found.cron, found.state, found.origin) == ("0 9 * * *", "active", "code")
+    assert (found.cron, found.state, found.origin) == ("0 9 1 3 *", "active", "code")
     assert reply.revisions == {"app.f": revision}
     assert await held(stack, "app.f") == [(revision, reply.next["app.f"])]
     assert from_ms(reply.next["app.f"]).strftime("%H:%M:%S") == "09:00:00"
@@ -104,17 +104,17 @@ async def test_the_same_definitions_again_write_nothing(stack: Stack) -> None:
 async def test_only_what_changed_is_written(stack: Stack) -> None:
     await register(stack, "one", F, G, replace(F, id="app.h"))
     _, untouched = await schedule(stack, "app.h")
-    first = (await register(stack, "two", replace(F, cron=[HOURLY]), G, replace(F, id="app.h"))).revisions
+    first = (await register(stack, "two", replace(F, cron=[LEAP_DAY]), G, replace(F, id="app.h"))).revisions
     assert list(first) == ["app.f"]
     assert (await schedule(stack, "app.h"))[1] == untouched
-    assert (await schedule(stack, "app.f"))[0].cron == "0 * * * *"
+    assert (await schedule(stack, "app.f"))[0].cron == "5 5 29 2 *"
 
 
 async def test_a_replaced_revision_goes_to_the_past_with_its_end(stack: Stack) -> None:
     await register(stack, "one", F)
     old, revision = await schedule(stack, "app.f")
     before = stack.clock.now()
-    await register(stack, "two", replace(F, cron=[HOURLY]))
+    await register(stack, "two", replace(F, cron=[LEAP_DAY]))
     after = stack.clock.now()
     new, _ = await schedule(stack, "app.f")
     settle = stack.settings.lead_ms + stack.settings.settle_ms
@@ -151,8 +151,8 @@ async def test_a_function_no_longer_declared_is_archived(stack: Stack) -> None:
 
 
 async def test_a_trigger_no_longer_declared_is_archived(stack: Stack) -> None:
-    await register(stack, "one", replace(F, cron=[DAILY, HOURLY]))
-    assert (await schedule(stack, "app.f:2"))[0].cron == "0 * * * *"
+    await register(stack, "one", replace(F, cron=[YEARLY, LEAP_DAY]))
+    assert (await schedule(stack, "app.f:2"))[0].cron == "5 5 29 2 *"
     await register(stack, "two", F)
     assert (await schedule(stack, "app.f:2"))[0].state == "archived"
     assert await held(stack, "app.f:2") == []
@@ -161,23 +161,23 @@ async def test_a_trigger_no_longer_declared_is_archived(stack: Stack) -> None:
 
 async def test_definitions_just_replaced_do_not_come_back_by_themselves(stack: Stack) -> None:
     await register(stack, "old", F)
-    await register(stack, "new", replace(F, cron=[HOURLY]))
+    await register(stack, "new", replace(F, cron=[LEAP_DAY]))
     before = await last_sequence(stack)
     reply = await register(stack, "old", F)
     assert "jetcron sync --force" in reply.warnings[0]
     assert (reply.errors, await last_sequence(stack)) == ([], before)
     reply = await register(stack, "old", F, force=True)
     assert reply.warnings == []
-    assert (await schedule(stack, "app.f"))[0].cron == "0 9 * * *"
+    assert (await schedule(stack, "app.f"))[0].cron == "0 9 1 3 *"
 
 
 async def test_definitions_replaced_long_ago_come_back(shared_nats: NatsServer) -> None:
     async with Stack(shared_nats, rolled_back_within=0) as stack:
         await stack.start("cron-sync")
         await register(stack, "old", F)
-        await register(stack, "new", replace(F, cron=[HOURLY]))
+        await register(stack, "new", replace(F, cron=[LEAP_DAY]))
         assert (await register(stack, "old", F)).warnings == []
-        assert (await schedule(stack, "app.f"))[0].cron == "0 9 * * *"
+        assert (await schedule(stack, "app.f"))[0].cron == "0 9 1 3 *"
 
 
 async def test_pausing_and_unpausing(stack: Stack) -> None:
@@ -202,10 +202,10 @@ async def test_pausing_and_unpausing(stack: Stack) -> None:
 async def test_a_paused_function_stays_paused_when_its_app_changes(stack: Stack) -> None:
     await register(stack, "one", F)
     await command(stack, "pause", "app.f")
-    await register(stack, "two", replace(F, cron=[HOURLY], concurrency=9))
+    await register(stack, "two", replace(F, cron=[LEAP_DAY], concurrency=9))
     assert (await function(stack, "app.f")).state == "paused"
     found, _ = await schedule(stack, "app.f")
-    assert (found.state, found.cron) == ("paused", "0 * * * *")
+    assert (found.state, found.cron) == ("paused", "5 5 29 2 *")
     assert await held(stack, "app.f") == []
     info = await stack.bus.consumer(stack.names.work, stack.names.run_consumer("app.f"))
     assert (info["paused"], info["config"]["max_ack_pending"]) == (True, 9)
@@ -257,7 +257,7 @@ async def test_archiving_cancels_what_waits_and_lets_what_runs_finish(stack: Sta
 async def test_a_schedule_that_ended_says_so_unless_it_was_replaced(stack: Stack) -> None:
     await register(stack, "one", F)
     _, old = await schedule(stack, "app.f")
-    await register(stack, "two", replace(F, cron=[HOURLY]))
+    await register(stack, "two", replace(F, cron=[LEAP_DAY]))
     _, new = await schedule(stack, "app.f")
     for revision, state in ((old, "active"), (new, "ended")):
         await order(
@@ -271,7 +271,7 @@ async def test_a_schedule_that_ended_says_so_unless_it_was_replaced(stack: Stack
 async def test_a_command_that_cannot_be_applied_is_refused_with_every_fault(stack: Stack) -> None:
     bad = CronTrigger(expression="61 * * * *")
     reply = await register(
-        stack, "one", F, replace(F, id="app.bad", cron=[bad]), Function(id="other.f", cron=[DAILY])
+        stack, "one", F, replace(F, id="app.bad", cron=[bad]), Function(id="other.f", cron=[YEARLY])
     )
     assert len(reply.errors) == 2
     assert "app.bad" in reply.errors[0]
@@ -299,7 +299,7 @@ async def test_a_command_nobody_can_read_goes_to_the_dead_stream_and_the_next_is
 
 
 async def test_hundreds_of_functions_in_one_command(stack: Stack) -> None:
-    functions = [Function(id=f"app.f{n}", cron=[DAILY]) for n in range(300)]
+    functions = [Function(id=f"app.f{n}", cron=[YEARLY]) for n in range(300)]
     reply = await register(stack, "many", *functions)
     assert len(reply.revisions) == len(reply.next) == 300
     subjects = await stack.bus.subjects(stack.names.work, f"{stack.names.namespace}.tick.held.>")
