@@ -31,8 +31,10 @@ def ordered(kind: str, *items: str) -> SyncCommand:
     return SyncCommand(id=f"{kind}-{items}", command=kind, app="app", items=list(items))  # type: ignore[arg-type]
 
 
-def definitions(hash: str, *functions: Function) -> SyncCommand:
-    return SyncCommand(id=hash, command="register", app="app", functions=list(functions), hash=hash)
+def definitions(hash: str, *functions: Function, force: bool = False) -> SyncCommand:
+    return SyncCommand(
+        id=hash, command="register", app="app", functions=list(functions), hash=hash, force=force
+    )
 
 
 async def apply(stack: Stack, command: SyncCommand) -> SyncReply:
@@ -96,7 +98,10 @@ async def test_a_command_older_than_what_stands_changes_nothing(stack: Stack) ->
     durable = stack.names.run_consumer("app.f")
     pairs = (
         (ordered("pause", "app.f"), ordered("unpause", "app.f")),
-        (definitions("one", replace(F, concurrency=3)), definitions("two", replace(F, cron=[HOURLY]))),
+        (
+            definitions("one", replace(F, concurrency=3), force=True),
+            definitions("two", replace(F, cron=[HOURLY])),
+        ),
     )
     for first, second in pairs:
         # Applied by another copy, while the one that had it first was frozen.
@@ -121,6 +126,18 @@ async def test_an_older_pause_does_not_undo_an_unpause_that_wrote_nothing_else(s
     await sync.handle([await delivered(stack, ordered("unpause", "app.f"))])
     await sync.handle([older])
     assert (await schedule(stack, "app.f")).state == "active"
+
+
+async def test_an_older_registration_does_not_bring_back_what_was_archived_since(stack: Stack) -> None:
+    sync = stack.make("cron-sync", stack.bus)
+    older = await delivered(stack, definitions("one", F))
+    await sync.handle([older])
+    await sync.handle([await delivered(stack, ordered("archive", "app.f"))])
+    await sync.handle([older])
+    entry = await stack.bus.entry(stack.names.function_key("app.f"))
+    assert entry is not None
+    assert decode(Function, entry.payload).state == "archived"
+    assert (await schedule(stack, "app.f")).state == "archived"
 
 
 async def test_all_the_runs_of_an_archived_function_are_cancelled(stack: Stack) -> None:
