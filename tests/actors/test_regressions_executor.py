@@ -267,7 +267,7 @@ async def test_an_event_replayed_at_once_is_stored_again(shared_nats: NatsServer
         await stack.start("event-router")
         names = stack.names
         await stack.bus.publish(names.event("x"), b"\xc1", with_id("mine"))
-        stored = await stack.bus.publish(names.event("y"), b'{"n": 1}', with_id("known"))
+        stored = await stack.bus.publish(names.event("y"), b'{"n": 1}', with_id("y:known"))
         await stack.settled(names.events, names.event_router)
         # A letter that an older router wrote, which could not read what can be read now.
         readable = DeadLetter(
@@ -279,7 +279,7 @@ async def test_an_event_replayed_at_once_is_stored_again(shared_nats: NatsServer
             sequence=stored.sequence,
             size=8,
             body=b'{"n": 1}',
-            headers=with_id("known"),
+            headers=with_id("y:known"),
         )
         await stack.bus.publish(
             names.dead_letter("event", names.events, str(stored.sequence)), encode(readable)
