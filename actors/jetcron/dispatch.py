@@ -100,9 +100,9 @@ def undecodable(names: Names, delivery: Delivery, letter: str, reason: str, now:
         encode(
             DeadLetter(
                 letter=letter,  # type: ignore[arg-type]
-                reason=reason,
+                reason=storable(reason),
                 at=now,
-                subject=delivery.subject,
+                subject=storable(delivery.subject),
                 stream=delivery.stream,
                 sequence=delivery.sequence,
                 size=len(delivery.payload),
@@ -117,11 +117,16 @@ def _short(headers: dict[str, str]) -> dict[str, str]:
     """The headers that fit in `MAX_HEADERS` bytes, in order."""
     kept, size = {}, 0
     for name, value in headers.items():
-        size += len(name.encode()) + len(value.encode())
+        size += len(name) + len(value)
         if size > MAX_HEADERS:
             break
-        kept[name] = value
+        kept[storable(name)] = storable(value)
     return kept
+
+
+def storable(text: str) -> str:
+    """Text without lone surrogates, which a subject or a file name may have and UTF-8 does not."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def failed_run(names: Names, run: Run, delivery: Delivery, reason: str, now: int) -> Outgoing:

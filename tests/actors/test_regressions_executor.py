@@ -96,9 +96,6 @@ async def test_a_task_that_outlives_its_run_records_nothing(shared_nats: NatsSer
         assert await h.stack.stored(h.stack.names.events) == []
 
 
-@pytest.mark.xfail(
-    strict=True, reason="Claimed.record does not ask whether the run has ended: a step follows `completed`"
-)
 async def test_a_task_that_was_sending_when_its_run_ended_records_nothing(shared_nats: NatsServer) -> None:
     app = App("leak")
     reached, go = asyncio.Event(), asyncio.Event()
@@ -219,7 +216,7 @@ async def test_what_a_burst_reserved_goes_back_to_others(
             await h.stack.journal.wait("completed", 300)
             await asyncio.gather(*(h.run("holds") for _ in range(60)))
             # An idle function keeps a pull open for its share: 10 of 40.
-            await until(lambda: running >= 30, what="30 of the other function run at once")
+            await until(lambda: running >= 35, what="30 of the other function run at once")
         finally:
             go.set()
 

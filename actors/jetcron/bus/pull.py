@@ -136,36 +136,44 @@ class Consumer:
     @property
     def asked(self) -> int:
         """How many messages may still come without being asked for again, those that have arrived included."""
-        return sum(request.left for request in self._requests.values()) + self._arrived.qsize()
+        return self.open + self._arrived.qsize()
+
+    @property
+    def open(self) -> int:
+        """How many messages the requests that are open may still bring."""
+        return sum(request.left for request in self._requests.values())
 
     async def fetch(self, most: int, *, wait: float = 1.0) -> list[Delivery]:
         """Up to `most` messages: those that have come, or the first within `wait` seconds; else an empty list.
 
         Raises `NotFound` when the consumer is gone, `TryAgain` when the server is away.
         """
+        deadline = self._bus.clock.monotonic() + wait
+        found: list[Delivery] = []
+        while not found:
+            self._raise_refused()
+            await self._top_up(most)
+            try:
+                async with asyncio.timeout(deadline - self._bus.clock.monotonic()):
+                    msg = await self._arrived.get()
+            except TimeoutError:
+                self._forget_silent()
+                return found
+            # What arrives may be no message but the end of a request: then ask and wait on.
+            self._take(msg, found)
+            if self._unanswered:
+                # Nobody listens on the consumer's subject: it is gone, or JetStream is.
+                self._unanswered = False
+                await self._bus.api(f"CONSUMER.INFO.{self.stream}.{self.durable}")
+                await self._bus.clock.sleep(0.1)
+            while len(found) < most and not self._arrived.empty():
+                self._take(self._arrived.get_nowait(), found)
+        return found
+
+    def _raise_refused(self) -> None:
         if self._refused is not None:
             refused, self._refused = self._refused, None
             raise refused
-        await self._top_up(most)
-        found: list[Delivery] = []
-        try:
-            async with asyncio.timeout(wait):
-                msg = await self._arrived.get()
-        except TimeoutError:
-            self._forget_silent()
-            return found
-        self._take(msg, found)
-        if self._unanswered:
-            # Nobody listens on the consumer's subject: it is gone, or JetStream is.
-            self._unanswered = False
-            await self._bus.api(f"CONSUMER.INFO.{self.stream}.{self.durable}")
-            await self._bus.clock.sleep(0.1)
-        while len(found) < most and not self._arrived.empty():
-            self._take(self._arrived.get_nowait(), found)
-        if self._refused is not None and not found:
-            refused, self._refused = self._refused, None
-            raise refused
-        return found
 
     async def _top_up(self, most: int) -> None:
         if self._generation != self._bus.generation:

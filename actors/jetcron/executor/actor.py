@@ -23,9 +23,7 @@ from jetcron.settings import Settings
 log = structlog.get_logger("jetcron.executor")
 
 _MOST = 500
-_LEAST = 100
-"""Messages asked for in one pull: at most, and of a function that is idle, where slots allow. A pull takes a
-round trip: asked for one by one, runs that come in a trickle would come late."""
+"""Messages asked for in one pull."""
 _MISSING_PAUSE = 1.0
 _HAND_BACK_SECONDS = 1.0
 
@@ -116,8 +114,7 @@ class Executor:
         self, definition: FunctionDefinition, durable: str, group: asyncio.TaskGroup
     ) -> None:
         reserved = 0
-        least = max(1, min(_LEAST, self._settings.slots // (2 * len(self._app.functions))))
-        want = least
+        want = 1
         try:
             async with self._bus.consume(self._bus.names.work, durable) as consumer:
                 with self._process.watching(consumer):
@@ -133,11 +130,12 @@ class Executor:
                             self._start(definition, delivery, group)
                         taken = len(deliveries or ())
                         reserved -= taken
-                        # Ask for more when what was asked for ran low, for less when nothing came.
-                        if taken and consumer.asked <= want // 2:
+                        # Ask for more when what was asked for ran low, for less when nothing came. A pull takes
+                        # a round trip: asked for one by one, runs that come in a trickle would come late.
+                        if taken and consumer.open <= want // 2:
                             want = min(_MOST, want * 2)
                         elif not taken:
-                            want = max(least, want // 2)
+                            want = max(1, want // 2)
                         # What a busy moment reserved goes back once nothing asked for can still arrive.
                         surplus = reserved - max(want, consumer.asked)
                         if surplus > 0:

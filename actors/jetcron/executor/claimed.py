@@ -69,14 +69,18 @@ class Claimed:
         if self.lost or self.lease.expired(self.identity):
             raise LeaseLost
 
+    def _check_running(self, step: str) -> None:
+        """A task the user's code left behind must not write after the run's last entry."""
+        if self.ended:
+            raise NonRetriableError(f"step {step!r}: its run has ended; await every step before you return")
+
     # What `context.Memory` asks for.
 
     def now(self) -> int:
         return self.clock.now()
 
     def done(self, step: str) -> StepResult | None:
-        if self.ended:
-            raise NonRetriableError(f"step {step!r}: its run has ended; await every step before you return")
+        self._check_running(step)
         return self.journal.history.steps.get(step)
 
     async def send(self, events: Sequence[messages.Event]) -> None:
@@ -85,6 +89,7 @@ class Claimed:
 
     async def record(self, step: str, op: str, result: Any) -> None:
         self.check()
+        self._check_running(step)
         # A time-out in the user's code may cancel us here. The append goes on: cut off, its outcome would be
         # unknown, and with it the sequence the next one must expect.
         append = asyncio.create_task(self.journal.append(self.entry("step", step=step, op=op, result=result)))

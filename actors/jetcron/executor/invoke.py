@@ -15,6 +15,7 @@ import anyio.to_thread
 
 from jetcron.app import FunctionDefinition
 from jetcron.context import Context
+from jetcron.dispatch import storable
 from jetcron.errors import PayloadInvalid, Signal, signal_in
 from jetcron_protocol.messages import Failure
 
@@ -107,15 +108,10 @@ def describe(error: BaseException) -> Failure:
     trace = None if isinstance(error, PayloadInvalid) else _users_part(error.__traceback__)
     lines = traceback.format_exception(kind, error, trace)
     return Failure(
-        type=_storable(name),
-        message=_storable(text)[:_MAX_MESSAGE],
-        traceback=_storable("".join(lines))[-_MAX_TRACEBACK:],
+        type=storable(name),
+        message=storable(text)[:_MAX_MESSAGE],
+        traceback=storable("".join(lines))[-_MAX_TRACEBACK:],
     )
-
-
-def _storable(text: str) -> str:
-    """Text without lone surrogates, which file names have and UTF-8 does not."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _users_part(trace: TracebackType | None) -> TracebackType | None:
