@@ -17,7 +17,7 @@ from jetcron.cron import CronError
 from jetcron.dead_letters import bury
 from jetcron.errors import PayloadTooLarge, TopologyMismatch, TryAgain, WrongSequence
 from jetcron.many import each
-from jetcron.process import Process
+from jetcron.process import FATAL, Process
 from jetcron.registry import Applied, Held, Registry
 from jetcron.retirement import Retirement
 from jetcron.settings import Settings
@@ -84,6 +84,15 @@ class CronSync:
             except Refused as refusal:
                 errors = refusal.reasons
                 await self._bury(delivery, f"refused: {refusal}")
+            except (TryAgain, *FATAL):
+                raise
+            except Exception as error:
+                # Handed back, it would keep all other commands waiting.
+                if delivery.delivered < _TRIES:
+                    raise
+                log.exception("a sync command cannot be applied", command=command.command)
+                errors = [f"{command.command} cannot be applied: {type(error).__name__}: {error}"]
+                await self._bury(delivery, errors[0])
             await self._reply(command, applied, errors)
             await delivery.ack()
             outcome = "refused" if errors else "applied"

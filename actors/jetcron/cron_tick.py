@@ -48,7 +48,7 @@ class Definitions:
 
     current: dict[str, Entry] = field(default_factory=dict)
     past: dict[tuple[str, int], Past] = field(default_factory=dict)
-    unreadable: dict[str, DecodeError] = field(default_factory=dict)
+    unreadable: dict[str | tuple[str, int], DecodeError] = field(default_factory=dict)
 
     def add(self, schedule: str, stored: StoredMessage | None) -> None:
         """Take in a schedule's entry; one that cannot be read is noted."""
@@ -64,7 +64,7 @@ class Definitions:
         try:
             self.past[tick.schedule, tick.revision] = decode(Past, stored.payload)
         except DecodeError as error:
-            self.unreadable[tick.schedule] = error
+            self.unreadable[tick.schedule, tick.revision] = error
 
     def function(self, tick: Tick) -> str:
         """The function a tick's schedule runs."""
@@ -124,8 +124,7 @@ class CronTick:
                 unready += item.deliveries
                 continue
             if isinstance(decision, Turn) and decision.gap is not None:
-                keep = self._settings.keep_completed
-                await ledger.record(self._bus, decision.gap, known.function(item.tick), keep=keep)
+                await ledger.record(self._bus, decision.gap, known.function(item.tick))
             turned.append((item, decision))
             groups.append(self._messages(item.tick, decision, known, now))
         standing = set(await self._bus.publish_groups(groups))
@@ -141,7 +140,7 @@ class CronTick:
         await self._process.hand_back(unready, seconds=UNREADY_SECONDS)
 
     def _decide(self, tick: Tick, known: "Definitions", now: int, *, later_stands: bool) -> Decision:
-        problem = known.unreadable.get(tick.schedule)
+        problem = known.unreadable.get(tick.schedule) or known.unreadable.get((tick.schedule, tick.revision))
         if problem is not None:
             raise problem
         return decide_turn(

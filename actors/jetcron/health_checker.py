@@ -32,7 +32,7 @@ from jetcron.settings import Settings
 from jetcron_protocol.codec import DecodeError, decode, encode
 from jetcron_protocol.ids import GROUPS, shards_of
 from jetcron_protocol.ids import shard as shard_of
-from jetcron_protocol.messages import Function, Schedule, Sweep
+from jetcron_protocol.messages import Schedule, Sweep
 from jetcron_protocol.subjects import InvalidName, TickName
 
 log = structlog.get_logger("jetcron.health-checker")
@@ -167,7 +167,13 @@ class HealthChecker:
             except InvalidName as error:
                 log.error("a tick has a subject nobody can read", reason=str(error))
         keys = await self._bus.subjects(self._names.registry, self._names.schedules_of_shard(shard))
-        return ticks, {self._names.parse_schedule_key(key) for key in keys}
+        registered = set()
+        for key in keys:
+            try:
+                registered.add(self._names.parse_schedule_key(key))
+            except InvalidName as error:
+                log.error("the registry has a key nobody can read", reason=str(error))
+        return ticks, registered
 
     async def _active(self, schedules: Sequence[str], findings: Findings) -> set[str]:
         """Those among them that should have a tick; the paused, archived, ended and deleted need none."""
@@ -190,7 +196,7 @@ class HealthChecker:
         for key, stored in entries.items():
             try:
                 entry = Entry(decode(Schedule, stored.payload), stored.sequence)
-                keep = await self._keep(entry.schedule.function)
+                keep = await ledger.kept(self._bus, entry.schedule.function)
                 horizon = self._clock.now() - keep * 1000
                 mended = repair(entry, healthy_at=note.healthy_at, horizon=horizon)
             except (DecodeError, CronError) as error:
@@ -200,19 +206,12 @@ class HealthChecker:
             if mended is None:
                 continue
             if mended.gap is not None:
-                await ledger.record(self._bus, mended.gap, entry.schedule.function, keep=keep)
+                await ledger.record(self._bus, mended.gap, entry.schedule.function)
             if mended.tick is not None:
                 tick = dispatch.held_tick(self._names, mended.tick, self._settings.lead_ms)
                 await self._bus.store(tick)
             findings.count("broken")
             log.error("a broken cycle was restarted", schedule=entry.schedule.id)
-
-    async def _keep(self, function: str) -> int:
-        """How long the journals of a function's completed runs are kept, in seconds."""
-        stored = await self._bus.entry(self._names.function_key(function))
-        keep = decode(Function, stored.payload).keep if stored is not None else None
-        default = self._settings.keep_completed
-        return default if keep is None else min(default, keep // 1000)
 
     async def _remove(self, schedules: Sequence[str], findings: Findings) -> None:
         """Purge ticks whose schedule the leader does not know."""

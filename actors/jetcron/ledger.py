@@ -8,12 +8,20 @@ from jetcron import dispatch
 from jetcron.bus import Bus, fenced
 from jetcron.errors import WrongSequence
 from jetcron_protocol.codec import DecodeError, decode
-from jetcron_protocol.messages import Gap
+from jetcron_protocol.messages import Function, Gap
 
 
-async def record(bus: Bus, gap: Gap, function: str, *, keep: int) -> None:
-    """Write a gap, kept `keep` seconds, unless the ledger tells as much already. Waits until it is stored."""
-    message = dispatch.gap(bus.names, gap, function, keep)
+async def kept(bus: Bus, function: str) -> int:
+    """How long the journals of a function's completed runs are kept, in seconds, at most the default."""
+    stored = await bus.entry(bus.names.function_key(function))
+    keep = decode(Function, stored.payload).keep if stored is not None else None
+    default = bus.settings.keep_completed
+    return default if keep is None else min(default, keep // 1000)
+
+
+async def record(bus: Bus, gap: Gap, function: str) -> None:
+    """Write a gap, kept as long as runs are, unless the ledger tells as much already. Waits until it is stored."""
+    message = dispatch.gap(bus.names, gap, function, await kept(bus, function))
     sequence = 0
     while True:
         try:

@@ -23,6 +23,7 @@ from jetcron_protocol.messages import AppEntry, SyncCommand, SyncReply
 log = structlog.get_logger("jetcron.registration")
 
 _WAIT = 5.0
+_PAUSE = 1.0
 
 
 async def ensure_registered(bus: Bus, app: App, *, clock: Clock, process: Process) -> None:
@@ -44,6 +45,8 @@ async def ensure_registered(bus: Bus, app: App, *, clock: Clock, process: Proces
             except TryAgain as error:
                 process.blocked(f"{app.name} is not registered yet: {error}")
                 log.warning("waiting for cron-sync to register the app", app=app.name, reason=str(error))
+                # Without a server it fails at once: the loop must turn for the connection to come back.
+                await process.unless_stopping(clock.sleep(_PAUSE))
                 continue
             for warning in reply.warnings:
                 log.warning(warning, app=app.name)

@@ -47,7 +47,9 @@ class Retirement:
         for subject in (self._names.runs_later_of(function.id), self._names.run_ready(function.id)):
             async for page in self._bus.pages(self._names.work, subject):
                 await each(cancel, page)
-        if left:
+        subjects = (self._names.runs_later_of(function.id), self._names.run_ready(function.id))
+        standing = [await self._bus.next_on(self._names.work, subject, 1) for subject in subjects]
+        if left or any(standing):
             log.warning("an archived function still has runs executing", function=function.id, runs=len(left))
         else:
             await self._bus.delete_consumer(self._names.work, self._names.run_consumer(function.id))
@@ -56,29 +58,33 @@ class Retirement:
         """Whether the run behind this message has ended, journaled as cancelled if it had not; False: it runs."""
         try:
             run = decode(Run, message.payload)
-            journal = RunJournal(self._bus, function.id, run.run, patience=10)
-            history = await journal.read()
+            return await self._end(run, function)
         except DecodeError as error:
             log.error("a run of an archived function cannot be read", function=function.id, reason=str(error))
             return False
-        if history.finished:
-            return True
-        if history.claim is not None and await self._alive(function, history.claim.executor):
-            return False
-        entry = JournalEntry(
-            entry="cancelled",
-            turn=run.turn,
-            at=self._clock.now(),
-            executor=self._by,
-            error=Failure(type="Archived", message=f"{function.id} was archived before it ran"),
-        )
-        try:
-            await journal.finish(entry, keep=self._settings.keep_failed, keep_steps=True)
-        except WrongSequence:
-            return False  # somebody claimed it meanwhile: it runs
         except Unconfirmed as error:
             raise TryAgain(0, 0, str(error)) from None
-        return True
+
+    async def _end(self, run: Run, function: Function) -> bool:
+        while True:
+            journal = RunJournal(self._bus, function.id, run.run, patience=10)
+            history = await journal.read()
+            if history.finished:
+                return True
+            if history.claim is not None and await self._alive(function, history.claim.executor):
+                return False
+            entry = JournalEntry(
+                entry="cancelled",
+                turn=run.turn,
+                at=self._clock.now(),
+                executor=self._by,
+                error=Failure(type="Archived", message=f"{function.id} was archived before it ran"),
+            )
+            try:
+                await journal.finish(entry, keep=self._settings.keep_failed, keep_steps=True)
+            except WrongSequence:
+                continue  # somebody wrote meanwhile: read again what
+            return True
 
     async def _alive(self, function: Function, executor: str) -> bool:
         app, _ = split_function(function.id)

@@ -36,23 +36,23 @@ async def told(stack: Stack) -> list[Gap]:
 
 async def test_a_shorter_gap_leaves_a_longer_one(stack: Stack) -> None:
     longer = gap(9_000, 9)
-    await ledger.record(stack.bus, longer, "app.f", keep=KEEP)
-    await ledger.record(stack.bus, gap(5_000, 5), "app.f", keep=KEEP)
+    await ledger.record(stack.bus, longer, "app.f")
+    await ledger.record(stack.bus, gap(5_000, 5), "app.f")
     assert await told(stack) == [longer]
 
 
 async def test_a_longer_gap_replaces_a_shorter_one(stack: Stack) -> None:
     longer, other = gap(9_000, 9), gap(5_000, 1, start=5_000)
     for one in (gap(5_000, 5), other, longer, longer):
-        await ledger.record(stack.bus, one, "app.f", keep=KEEP)
+        await ledger.record(stack.bus, one, "app.f")
     assert await told(stack) == [longer, other]
 
 
 async def test_an_unreadable_entry_gives_way(stack: Stack) -> None:
-    await ledger.record(stack.bus, gap(9_000, 9), "app.f", keep=KEEP)
+    await ledger.record(stack.bus, gap(9_000, 9), "app.f")
     (subject,) = await stack.bus.subjects(stack.names.journal, stack.names.journal_of("app.f"))
     await stack.bus.publish(subject, b"\xc1")
-    await ledger.record(stack.bus, gap(5_000, 5), "app.f", keep=KEEP)
+    await ledger.record(stack.bus, gap(5_000, 5), "app.f")
     last = await stack.bus.last(stack.names.journal, subject)
     assert last is not None
     assert decode(Gap, last.payload) == gap(5_000, 5)

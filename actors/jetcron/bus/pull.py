@@ -20,6 +20,8 @@ from jetcron.errors import BusError, NotFound, TryAgain
 _EXPIRES = 30.0
 _HEARTBEAT = 5.0
 _FIRST_EXPIRES = 0.25
+_MANY_EXPIRES = 3.0
+_FEW = 4
 _WAKE = "reconnected"
 _MAX_BYTES = 8 * 1024 * 1024
 """Bytes one pull request may bring."""
@@ -32,6 +34,7 @@ class Delivery:
     __slots__ = (
         "_bus",
         "_reply",
+        "_settled",
         "delivered",
         "headers",
         "payload",
@@ -48,6 +51,7 @@ class Delivery:
         first = 2 if len(tokens) == 9 else 4
         self._bus = bus
         self._reply = msg.reply
+        self._settled = False
         self.subject = msg.subject
         self.payload = msg.data
         self.headers: Headers = msg.headers or {}
@@ -57,19 +61,28 @@ class Delivery:
         self.stored_at = int(tokens[first + 5]) // 1_000_000
         """Epoch milliseconds of the server's clock."""
 
+    @property
+    def settled(self) -> bool:
+        """Whether we have acknowledged it or handed it back: what we say of it later would only confuse."""
+        return self._settled
+
     async def ack(self) -> None:
         """Done. Lost when the server is away: the message comes again, and its handler can bear that."""
+        self._settled = True
         with contextlib.suppress(TryAgain):
             await self._bus.post(self._reply, b"+ACK")
 
     async def hand_back(self, delay: float = 0.0) -> None:
         """Deliver it again, to anyone, after `delay` seconds."""
         body = b"-NAK" if delay <= 0 else b"-NAK " + json.dumps({"delay": int(delay * _NANOSECONDS)}).encode()
+        self._settled = True
         with contextlib.suppress(TryAgain):
             await self._bus.post(self._reply, body)
 
     async def in_progress(self) -> None:
-        """Still at work: the server waits another `ack_wait`."""
+        """Still at work: the server waits another `ack_wait`. Says nothing once it is `settled`."""
+        if self._settled:
+            return
         with contextlib.suppress(TryAgain):
             await self._bus.post(self._reply, b"+WPI")
 
@@ -161,7 +174,7 @@ class Consumer:
                 return found
             # What arrives may be no message but the end of a request: then ask and wait on.
             self._take(msg, found)
-            if self._unanswered:
+            if self._unanswered and not found:
                 # Nobody listens on the consumer's subject: it is gone, or JetStream is.
                 self._unanswered = False
                 await self._bus.api(f"CONSUMER.INFO.{self.stream}.{self.durable}")
@@ -188,9 +201,10 @@ class Consumer:
         self._number += 1
         reply = f"{self._inbox}.{self._number}"
         # The first request ends soon, so that readiness is known without waiting for a heartbeat.
-        expires = _EXPIRES if self.pulled_at is not None else _FIRST_EXPIRES
+        # One for many ends soon too: what it may bring is room that others cannot use.
+        expires = _FIRST_EXPIRES if self.pulled_at is None else _EXPIRES if want <= _FEW else _MANY_EXPIRES
         body = {"batch": want, "expires": int(expires * _NANOSECONDS), "max_bytes": self._max_bytes}
-        if self.pulled_at is not None:
+        if expires == _EXPIRES:
             body["idle_heartbeat"] = int(_HEARTBEAT * _NANOSECONDS)
         now = self._bus.clock.monotonic()
         await self._bus.post(

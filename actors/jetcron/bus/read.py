@@ -56,7 +56,8 @@ class Reader(Link):
         after = self.clock.now()
         state = info["state"]
         now = rfc3339_ms(info["ts"])
-        self.clock_offset_ms = (before + after) / 2 - now
+        if after - before <= self.settings.lead_ms:  # a slower answer says too little of the time between
+            self.clock_offset_ms = (before + after) / 2 - now
         return StreamState(
             last_sequence=state["last_seq"],
             first_sequence=state["first_seq"],

@@ -24,6 +24,9 @@ log = structlog.get_logger("jetcron.executor")
 
 _MOST = 500
 """Messages asked for in one pull."""
+_IDLE_WAIT = 10.0
+_BUSY_WAIT = 2.0
+"""How long nothing may come before a function asks for less, in seconds."""
 _MISSING_PAUSE = 1.0
 _HAND_BACK_SECONDS = 1.0
 
@@ -125,7 +128,8 @@ class Executor:
                             consumer.resting = False
                         if not reserved:
                             continue  # told to stop while there was no room
-                        deliveries = await self._process.unless_stopping(consumer.fetch(reserved, wait=10.0))
+                        wait = _IDLE_WAIT if want == 1 else _BUSY_WAIT
+                        deliveries = await self._process.unless_stopping(consumer.fetch(reserved, wait=wait))
                         for delivery in deliveries or ():
                             self._start(definition, delivery, group)
                         taken = len(deliveries or ())
@@ -135,7 +139,7 @@ class Executor:
                         if taken and consumer.open <= want // 2:
                             want = min(_MOST, want * 2)
                         elif not taken:
-                            want = max(1, want // 2)
+                            want = max(1, want // 4)
                         # What a busy moment reserved goes back once nothing asked for can still arrive.
                         surplus = reserved - max(want, consumer.asked)
                         if surplus > 0:

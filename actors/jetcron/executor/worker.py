@@ -13,7 +13,7 @@ from jetcron.bus import Bus, Delivery
 from jetcron.clock import Clock
 from jetcron.context import Context, data_of
 from jetcron.dead_letters import bury
-from jetcron.errors import TryAgain, WrongSequence
+from jetcron.errors import LeaseLost, TryAgain, WrongSequence
 from jetcron.executor.claimed import Claimed
 from jetcron.executor.decide import Acknowledge, Ask, Claim, FollowUp, GiveUp, HandBack, Verdict, decide
 from jetcron.executor.invoke import Outcome, invoke
@@ -74,11 +74,22 @@ class Worker:
         claimed = await self._claim(definition, run, delivery, identity)
         if claimed is None:
             return
-        await self._hold(run, delivery)
+        try:
+            await self._attempt(definition, claimed)
+        finally:
+            identity.runs.discard(run.run)
+        await delivery.ack()
+
+    async def _attempt(self, definition: FunctionDefinition, claimed: Claimed) -> None:
+        """Hold, execute, record, and do what follows."""
+        await self._hold(claimed.run, claimed.delivery)
         await self._room.enter()
         try:
             claimed.check()
             outcome = await self._execute(definition, claimed)
+        except LeaseLost:
+            await claimed.settle()  # lost for good, or an append whose outcome nobody knows
+            raise
         finally:
             self._room.leave()
         if claimed.recording:
@@ -87,7 +98,6 @@ class Worker:
         await self._room.let_others_start()
         claimed.check()
         await self._recorder.record(definition, claimed, outcome)
-        await delivery.ack()
 
     # Claim.
 
@@ -105,6 +115,7 @@ class Worker:
                     case Claim(attempt=attempt, lost=lost):
                         claimed.check()  # a claim of the dead would only be lost again
                         await journal.append(claimed.claim_entry(attempt, lost))
+                        identity.runs.add(run.run)
                         return claimed
                     case GiveUp(lost=lost):
                         failure = Failure(
@@ -155,12 +166,16 @@ class Worker:
                 case Ask(about="message", sequence=sequence):
                     other_stands = await self._bus.at_sequence(self._names.work, sequence) is not None
                 case Ask(about="executor", executor=executor):
-                    owner_alive = await self._alive(claimed.run.function, executor)
+                    owner_alive = await self._alive(claimed.run, executor)
                 case _:
                     return verdict
 
-    async def _alive(self, function: str, executor: str) -> bool:
-        app, _, _ = function.partition(".")
+    async def _alive(self, run: Run, executor: str) -> bool:
+        """Whether who claimed the run may still be at it; of ourselves we know."""
+        mine = self._lease.holds(executor, run.run)
+        if mine is not None:
+            return mine
+        app, _, _ = run.function.partition(".")
         try:
             return (
                 await self._bus.last(self._names.executors, self._names.executor_key(app, executor))
