@@ -375,9 +375,6 @@ class Names:
         app, name = split_function(function)
         return self._registry(f"function.{escape(app)}.{escape(name)}")
 
-    def functions_of(self, app: str) -> str:
-        return self._registry(f"function.{escape(app)}.*")
-
     @property
     def functions(self) -> str:
         return self._registry("function.>")

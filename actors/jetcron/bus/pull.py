@@ -61,11 +61,6 @@ class Delivery:
         self.stored_at = int(tokens[first + 5]) // 1_000_000
         """Epoch milliseconds of the server's clock."""
 
-    @property
-    def settled(self) -> bool:
-        """Whether we have acknowledged it or handed it back: what we say of it later would only confuse."""
-        return self._settled
-
     async def ack(self) -> None:
         """Done. Lost when the server is away: the message comes again, and its handler can bear that."""
         self._settled = True
@@ -80,7 +75,7 @@ class Delivery:
             await self._bus.post(self._reply, body)
 
     async def in_progress(self) -> None:
-        """Still at work: the server waits another `ack_wait`. Says nothing once it is `settled`."""
+        """Still at work: the server waits another `ack_wait`. Says nothing once it is acknowledged or handed back."""
         if self._settled:
             return
         with contextlib.suppress(TryAgain):
