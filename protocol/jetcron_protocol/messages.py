@@ -68,7 +68,8 @@ class Tick:
 class Run:
     """Execute `function` at `fire_at`. `run` is deterministic; `turn` counts retries and wake-ups.
 
-    `scheduled_at` is the occurrence's own time; `fire_at` adds its jitter, or is that of a retry.
+    `scheduled_at` is the occurrence's own time; `fire_at` adds its jitter, or is that of a retry. Of a run
+    another one started, `parent` and `parent_function` say which; `parent_step`, where it waits for the outcome.
     """
 
     kind: ClassVar[str] = "run"
@@ -83,6 +84,8 @@ class Run:
     events: list[Event] | None = None
     payload: Any = None
     parent: Token | None = None
+    parent_function: FunctionId | None = None
+    parent_step: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +137,17 @@ class CronTrigger:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CancelTrigger:
+    """An event that cancels a function's runs: those in whose data the value at each path of `match` (key) equals
+    the event's value at the other path (value) it is given with.
+    """
+
+    kind: ClassVar[str] = "cancel_trigger"
+    event: str
+    match: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Function:
     """A registry entry: what an app declares about one of its functions.
 
@@ -150,6 +164,9 @@ class Function:
     catch_up: CatchUp = "latest"
     attempts: Count = 5
     timeout: Duration | None = None
+    deadline: Duration | None = None
+    start_timeout: Duration | None = None
+    cancel_on: list[CancelTrigger] = field(default_factory=list)
     keep: Duration | None = None
     description: str = ""
     state: FunctionState = "active"
@@ -231,11 +248,15 @@ class About:
     event: str | None = None
     event_id: str | None = None
     parent: Token | None = None
+    parent_function: FunctionId | None = None
+    parent_step: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One attempt in a folded journal. `started` is when the user's code really began."""
+    """One turn in an executor's hands, in a folded journal; turns with one `number` are one attempt, between
+    waits. `started` is when the user's code really began.
+    """
 
     kind: ClassVar[str] = "attempt"
     turn: Count
@@ -244,19 +265,63 @@ class Attempt:
     claimed: Time
     started: Time | None = None
     ended: Time | None = None
-    outcome: Literal["completed", "retrying", "failed", "lost", "cancelled"] | None = None
+    outcome: Literal["completed", "retrying", "waiting", "failed", "lost", "cancelled"] | None = None
     error: Failure | None = None
+
+
+Op = Literal["run", "sleep", "wait", "invoke", "send"]
+"""What a step does."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectRef:
+    """A value kept in the object store instead of its message: `size` bytes of msgpack."""
+
+    kind: ClassVar[str] = "object_ref"
+    name: str
+    size: Count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
-    """A finished step in a folded journal."""
+    """A finished step in a folded journal: a `result`, here or as `object`, or the `error` it failed with for good.
+
+    `target` is the event it waited for, or the function it invoked, as the run `child`; `tries` how often it failed
+    before.
+    """
 
     kind: ClassVar[str] = "step_result"
     id: str
     op: str
     at: Time
+    started: Time | None = None
     result: Any = None
+    object: ObjectRef | None = None
+    error: Failure | None = None
+    target: str | None = None
+    child: Token | None = None
+    tries: Count = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenStep:
+    """A step that has begun and waits, in a folded journal: at the latest until `until`.
+
+    A ``run`` waits to be tried again after `error`, its failure number `tries`; the others as in `StepResult`.
+    `wait` is the subject its wake-up comes on.
+    """
+
+    kind: ClassVar[str] = "open_step"
+    id: str
+    op: str
+    at: Time
+    until: Time
+    started: Time | None = None
+    tries: Count = 0
+    error: Failure | None = None
+    target: str | None = None
+    child: Token | None = None
+    wait: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,14 +330,18 @@ class JournalEntry:
 
     - ``claimed``: `executor`, `nonce`, `message` (sequence of the message it was claimed through),
       `attempt`, `lost` (lost attempts in a row, this claim's takeovers included), `about` at the first
-    - ``step``: `step`, `op`, `result`
-    - ``retrying``: `started`, `error`, `next_at`: this turn ended, the next one fires then
+    - ``opened``: a step began to wait, see `OpenStep`: `step`, `op`, `until`, `tries`, `error`, `target`, `child`,
+      `wait`
+    - ``step``: a step is done, see `StepResult`: `step`, `op`, `result` or `object` or `error`
+    - ``waiting``: `started`, `next_at`: every branch waits, the next turn comes then or when a wait is met
+    - ``retrying``: `started`, `error`, `next_at`: this turn ended, the next one fires then. With `attempts` and `steps`
+      it replaces the others: a run that had failed begins again
     - ``completed`` ``failed`` ``cancelled``: the last entry, replacing the others: `about`, `attempts`,
-      `steps` are the folded history; `result` or `error`
+      `steps`, `waits` are the folded history; `result` or `object` or `error`
     """
 
     kind: ClassVar[str] = "journal"
-    entry: Literal["claimed", "step", "retrying", "completed", "failed", "cancelled"]
+    entry: Literal["claimed", "opened", "step", "waiting", "retrying", "completed", "failed", "cancelled"]
     turn: Count
     at: Time
     executor: str
@@ -284,11 +353,74 @@ class JournalEntry:
     step: str | None = None
     op: str | None = None
     result: Any = None
+    object: ObjectRef | None = None
+    target: str | None = None
+    child: Token | None = None
+    until: Time | None = None
+    tries: Count = 0
+    wait: str | None = None
     started: Time | None = None
     error: Failure | None = None
     next_at: Time | None = None
     attempts: list[Attempt] | None = None
     steps: list[StepResult] | None = None
+    waits: list[OpenStep] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Met:
+    """What a wait was for has come: an event, or the outcome of a run that was invoked."""
+
+    kind: ClassVar[str] = "met"
+    at: Time
+    event: Event | None = None
+    outcome: Literal["completed", "failed", "cancelled"] | None = None
+    result: Any = None
+    object: ObjectRef | None = None
+    error: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wait:
+    """A run waits for an event; stored again with `met` when it came. Of an outcome only the latter is stored.
+
+    `purpose` is what the event does: it wakes `step`, or cancels the run. `seen` are ids of events the run had
+    before: delivered twice, they must not count again.
+    """
+
+    kind: ClassVar[str] = "wait"
+    function: FunctionId
+    run: Token
+    step: str
+    purpose: Literal["wake", "cancel"] = "wake"
+    seen: list[str] = field(default_factory=list)
+    met: Met | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathSet:
+    """Paths that waits compare; no wait stored so far outlives `until`."""
+
+    kind: ClassVar[str] = "path_set"
+    paths: list[str]
+    until: Time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaitPaths:
+    """Which paths of an event's data are compared by waits for events of this name, by the paths' token."""
+
+    kind: ClassVar[str] = "wait_paths"
+    name: str
+    sets: dict[str, PathSet] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancelled:
+    """Somebody ended this run: its executor stops the code. Sent plainly; the journal is what counts."""
+
+    kind: ClassVar[str] = "cancelled"
+    run: Token
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -358,6 +490,9 @@ Message = (
     | SyncCommand
     | SyncReply
     | JournalEntry
+    | Wait
+    | WaitPaths
+    | Cancelled
     | Gap
     | ExecutorEntry
     | Sweep

@@ -5,6 +5,7 @@ decides when something is published. A name that NATS could not carry is refused
 """
 
 import re
+from base64 import urlsafe_b64encode
 from dataclasses import dataclass
 from typing import Literal
 
@@ -69,6 +70,11 @@ def _bounded(text: str) -> str:
     """
     token = escape(text) if text else "=="
     return token if len(token) <= _TOKEN_LIMIT else f"=={digest(text, size=16).hex()}"
+
+
+def _step(step: str) -> str:
+    """A step's token: short, for a million waits are a million subjects."""
+    return digest("step", step, size=8).hex()
 
 
 def check_id(kind: str, text: str) -> str:
@@ -199,6 +205,11 @@ class Names:
     @property
     def dead(self) -> str:
         return self._stream("DEAD")
+
+    @property
+    def objects(self) -> str:
+        """The stream under the object store ``<NAMESPACE>_OBJECTS``."""
+        return f"OBJ_{self._stream('OBJECTS')}"
 
     @property
     def registry(self) -> str:
@@ -344,6 +355,26 @@ class Names:
     def wait_all(self) -> str:
         return f"{self.namespace}.wait.>"
 
+    def wait_paths(self, name: str) -> str:
+        """Where the paths that waits for events of this name compare are listed."""
+        return f"{self.namespace}.wait.{_bounded(name)}"
+
+    def wait_for(self, name: str, paths: str, values: str, run: str, step: str) -> str:
+        """Where one run waits for an event; `paths` and `values` are tokens of `matching`."""
+        return f"{self.namespace}.wait.{_bounded(name)}.{paths}.{values}.{run}.{_step(step)}"
+
+    def waits_for(self, name: str, paths: str, values: str) -> str:
+        """A filter for every wait that an event of this name with these values meets."""
+        return f"{self.namespace}.wait.{_bounded(name)}.{paths}.{values}.*.*"
+
+    def wait_for_child(self, run: str, step: str) -> str:
+        """Where the outcome of a run that another one invoked is left for it."""
+        return f"{self.namespace}.wait.==child.-.-.{run}.{_step(step)}"
+
+    def waits_of(self, run: str) -> str:
+        """A filter for everything a run waits for."""
+        return f"{self.namespace}.wait.*.*.*.{run}.*"
+
     def parse_journal(self, subject: str) -> tuple[str, str]:
         """Function id and run (or ``gap-…``) of a journal subject."""
         match subject.split("."):
@@ -359,6 +390,23 @@ class Names:
     @property
     def dead_all(self) -> str:
         return f"{self.namespace}.dead.>"
+
+    # The object store, as other NATS clients know it (ADR-20).
+    def object_meta(self, name: str) -> str:
+        encoded = urlsafe_b64encode(name.encode("utf-8", "surrogatepass")).decode()
+        return f"$O.{self._stream('OBJECTS')}.M.{encoded}"
+
+    @property
+    def object_metas(self) -> str:
+        return f"$O.{self._stream('OBJECTS')}.M.>"
+
+    def object_chunks(self, nuid: str) -> str:
+        return f"$O.{self._stream('OBJECTS')}.C.{nuid}"
+
+    # Plain messages, in no stream.
+    def cancelled(self, app: str) -> str:
+        """Where executors of an app hear of runs that somebody else ended."""
+        return f"{self.namespace}.cancel.{escape(app)}"
 
     # Keys of the two buckets, as the subjects their entries are stored under.
     def _registry(self, key: str) -> str:

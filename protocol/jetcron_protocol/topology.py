@@ -105,6 +105,16 @@ def streams(names: Names, limits: Limits = Limits()) -> list[dict[str, Any]]:
             "max_age": limits.dead_max_age * NANOSECONDS,
             "max_msgs_per_subject": 1,
         },
+        base
+        | {
+            "name": names.objects,
+            "description": "Jetcron: results too large for a run's history (an object store, ADR-20).",
+            "subjects": [names.object_chunks(">"), names.object_metas],
+            "retention": "limits",
+            "max_msgs_per_subject": -1,
+            "allow_msg_ttl": True,
+            "allow_rollup_hdrs": True,
+        },
         base | bucket | _bucket(names.registry, "Jetcron: apps, functions, schedules."),
         base | bucket | _bucket(names.executors, "Jetcron: executors alive."),
     ]

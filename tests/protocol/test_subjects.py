@@ -329,7 +329,7 @@ def test_streams_of_two_namespaces_are_distinct() -> None:
 def test_every_fixed_name_begins_with_the_namespace() -> None:
     for name, value in inspect.getmembers(Names, lambda member: isinstance(member, property)):
         full = value.fget(names)
-        assert full.startswith(("t.", "T_", "KV_T_", "$KV.T_")), name
+        assert full.startswith(("t.", "T_", "KV_T_", "$KV.T_", "OBJ_T_", "$O.T_")), name
 
 
 def _matches(pattern: str, subject: str) -> bool:
