@@ -18,12 +18,13 @@ from jetcron.errors import (
     StepError,
 )
 from jetcron.events import Event
-from jetcron.options import Cron, Retry
+from jetcron.options import CancelOn, Cron, Retry
 
 __version__ = "0.1.0"
 
 __all__ = [
     "App",
+    "CancelOn",
     "Client",
     "ConfigurationError",
     "Context",

@@ -23,6 +23,7 @@ from jetcron.options import (
     MILLISECOND,
     YEAR,
     ZERO,
+    CancelOn,
     Cron,
     Duration,
     Retry,
@@ -36,7 +37,7 @@ from jetcron.options import (
 from jetcron.payload import PayloadReader, function_under
 from jetcron_protocol.codec import encode
 from jetcron_protocol.ids import digest
-from jetcron_protocol.messages import CatchUp, CronTrigger, Dst, Function
+from jetcron_protocol.messages import CancelTrigger, CatchUp, CronTrigger, Dst, Function
 from jetcron_protocol.subjects import (
     InvalidName,
     Names,
@@ -55,6 +56,8 @@ class _Unwritten(int):
 
 _RETRIES: Final = _Unwritten(4)
 _NAMES = Names()
+ON_FAILURE: Final = ":on_failure"
+"""Ends the id of the function a failure handler is: its runs are listed under it."""
 _NOT_YET: tuple[str, ...] = ("skip", "queue", "cancel_running")
 
 
@@ -62,8 +65,9 @@ _NOT_YET: tuple[str, ...] = ("skip", "queue", "cancel_running")
 class FunctionDefinition:
     """One function of an app, every default resolved.
 
-    `id` is ``app.name``. `jitter`, `timeout`, `concurrency` and `keep` are None where there is none. The
-    function takes `ctx` alone when `payload` is None, else also what `payload.read(data)` returns.
+    `id` is ``app.name``. Durations and `concurrency` are None where there is none; `on_failure` is the id of the
+    function that handles its failures. The function takes `ctx` alone when `payload` is None, else also what
+    `payload.read(data)` returns.
     """
 
     id: str
@@ -77,6 +81,10 @@ class FunctionDefinition:
     concurrency: int | None = None
     jitter: timedelta | None = None
     catch_up: CatchUp = "latest"
+    deadline: timedelta | None = None
+    start_timeout: timedelta | None = None
+    cancel_on: tuple[CancelOn, ...] = ()
+    on_failure: str | None = None
     keep: timedelta | None = None
     description: str = ""
     payload: PayloadReader | None = None
@@ -99,6 +107,9 @@ class FunctionDefinition:
             catch_up=self.catch_up,
             attempts=self.retry.attempts,
             timeout=_milliseconds(self.timeout),
+            deadline=_milliseconds(self.deadline),
+            start_timeout=_milliseconds(self.start_timeout),
+            cancel_on=[CancelTrigger(event=one.event, match=dict(one.match or {})) for one in self.cancel_on],
             keep=_milliseconds(self.keep),
             description=self.description,
         )
@@ -167,10 +178,10 @@ class App:
         catch_up: CatchUp = "latest",
         overlap: Literal["allow"] = "allow",
         dst: Dst = "default",
-        deadline: None = None,
-        start_timeout: None = None,
-        cancel_on: None = None,
-        on_failure: None = None,
+        deadline: Duration | None = None,
+        start_timeout: Duration | None = None,
+        cancel_on: CancelOn | Sequence[CancelOn] | None = None,
+        on_failure: Callable[..., Any] | None = None,
         keep: Duration | None = None,
         **unknown: Never,
     ) -> Callable[[Handler], Handler]:
@@ -179,10 +190,13 @@ class App:
         Durations are seconds or a timedelta. `cron` starts it on a schedule, `on` on events whose name
         matches (``*`` is one part, ``>`` all that remain); both may be lists, and without either it is
         started by name. `retries` come after the first attempt; `retry` sets their waits too. `timeout`
-        bounds one attempt, `concurrency` the runs at one time over all executors. `jitter`, `catch_up`,
-        `timezone` and `dst` are for `cron`. `keep` is how long a finished run is remembered (an hour at
-        least). `deadline`, `start_timeout`, `cancel_on`, `on_failure` and any `overlap` but ``allow`` are
-        not available in this version and refused.
+        bounds one attempt, what it waits for while an executor has it included; `deadline` the whole run, from
+        the time it is due; a run that has not begun `start_timeout` after that is cancelled. `concurrency` bounds
+        the runs at one time over all executors. `cancel_on` events cancel runs. `on_failure` is called with
+        (ctx) or (ctx, failed) when a run has failed for good, in a run of its own, with retries; `failed` has
+        ``function``, ``run``, ``error`` (``type``, ``message``), ``attempts`` and ``data``, that of the failed
+        run. `jitter`, `catch_up`, `timezone` and `dst` are for `cron`. `keep` is how long a finished run is
+        remembered (an hour at least). Any `overlap` but ``allow`` is not available in this version and refused.
 
         The function takes `ctx`, or `ctx` and the event's data, validated if the second parameter is
         annotated. A run started by cron has no data: give such a parameter a default or a type that takes
@@ -217,7 +231,14 @@ class App:
             for option in unknown:
                 near = suggestion(option, ("id", *written))
                 raise ConfigurationError(f"{full}: {option!r} is not an option of a function{near}")
-            self._functions[full] = _define(full, handler, written, sys._getframe(1).f_locals)
+            scope = sys._getframe(1).f_locals
+            definition = _define(full, handler, written, scope)
+            if on_failure is not None:
+                failed = f"{full}{ON_FAILURE}"
+                _check_durable(failed)
+                self._functions[failed] = _define(failed, on_failure, _failure_options(keep), scope)
+                definition = replace(definition, on_failure=failed)
+            self._functions[full] = definition
             return handler
 
         return declare
@@ -231,9 +252,9 @@ class App:
         full = function_id(self._name, name)
         try:
             check_id(f"{full}: id", name)
-            _NAMES.run_consumer(full)
         except InvalidName as error:
             raise ConfigurationError(str(error)) from None
+        _check_durable(full)
         if ":" in name:
             raise ConfigurationError(
                 f"{full}: id={name!r} has ':', which numbers a function's schedules; leave it out"
@@ -246,14 +267,37 @@ class App:
         return full
 
 
+def _check_durable(full: str) -> None:
+    try:
+        _NAMES.run_consumer(full)
+    except InvalidName as error:
+        raise ConfigurationError(str(error)) from None
+
+
+def _failure_options(keep: Duration | None) -> dict[str, Any]:
+    """What a handler of failures is declared with: it is started by the failure alone."""
+    return {
+        "cron": None,
+        "on": None,
+        "timezone": "UTC",
+        "retries": _RETRIES,
+        "retry": None,
+        "timeout": None,
+        "concurrency": None,
+        "jitter": None,
+        "catch_up": "latest",
+        "overlap": "allow",
+        "dst": "default",
+        "deadline": None,
+        "start_timeout": None,
+        "cancel_on": None,
+        "keep": keep,
+    }
+
+
 def _define(
     full: str, handler: Callable[..., Any], written: dict[str, Any], scope: Mapping[str, Any]
 ) -> FunctionDefinition:
-    for option in ("deadline", "start_timeout", "cancel_on", "on_failure"):
-        if written[option] is not None:
-            raise ConfigurationError(
-                f"{full}: {option}={written[option]!r}; {option} is not available in this version"
-            )
     overlap = written["overlap"]
     if isinstance(overlap, str) and overlap in _NOT_YET:
         raise ConfigurationError(
@@ -280,6 +324,9 @@ def _define(
         else check_int(full, "concurrency", written["concurrency"], 1, MAX_CONCURRENCY),
         jitter=_duration(full, "jitter", written, ZERO, DAY),
         catch_up=written["catch_up"],
+        deadline=_duration(full, "deadline", written, MILLISECOND, 10 * YEAR),
+        start_timeout=_duration(full, "start_timeout", written, MILLISECOND, YEAR),
+        cancel_on=_cancel_on(full, written["cancel_on"]),
         keep=_duration(full, "keep", written, HOUR, 10 * YEAR),
         description=_first_line(handler),
         payload=None
@@ -359,6 +406,21 @@ def _patterns(full: str, value: object) -> tuple[str, ...]:
             raise ConfigurationError(f"{full}: on={pattern!r}: {error}") from None
         if pattern in listed[:number]:
             raise ConfigurationError(f"{full}: on={pattern!r} is in the list twice; allowed is once")
+    return tuple(listed)
+
+
+def _cancel_on(full: str, value: object) -> tuple[CancelOn, ...]:
+    if value is None:
+        return ()
+    listed = [value] if isinstance(value, CancelOn) else value
+    if (
+        not isinstance(listed, list | tuple)
+        or not listed
+        or not all(isinstance(one, CancelOn) for one in listed)
+    ):
+        raise ConfigurationError(
+            f"{full}: cancel_on={value!r}; allowed are CancelOn('order.deleted', match={{...}}) or a list of them"
+        )
     return tuple(listed)
 
 

@@ -53,12 +53,27 @@ class RetryAfterError(JetcronError):
 
 
 class StepError(JetcronError):
-    """A step failed for good. Catch it to go on without the step; let it pass and the run fails."""
+    """A step failed for good. Catch it to go on without the step; let it pass and the run fails.
 
-    def __init__(self, step: str, message: str) -> None:
-        super().__init__(f"step {step!r}: {message}")
+    `type` and `message` are those of the original error, `traceback` is its text.
+    """
+
+    def __init__(self, step: str, type: str, message: str, traceback: str = "") -> None:
+        super().__init__(
+            f"step {step!r} failed: {type}: {message}" if message else f"step {step!r} failed: {type}"
+        )
         self.step = step
+        self.type = type
         self.message = message
+        self.traceback = traceback
+
+
+class DeadlineExceeded(NonRetriableError):
+    """The run did not end within its function's `deadline`."""
+
+
+class LimitExceeded(NonRetriableError):
+    """A run has too many steps, or too much to remember; names the run, the step and the setting."""
 
 
 class RunFailed(JetcronError):
@@ -207,6 +222,14 @@ class Signal(BaseException):
 
 class LeaseLost(Signal):
     """Another executor owns the run now: record nothing more, and acknowledge nothing."""
+
+
+class RunReleased(Signal):
+    """The run waits and has left this executor: its code unwinds, and begins again when the wait is over."""
+
+
+class RunCancelled(Signal):
+    """Somebody cancelled the run: its code unwinds, and nothing more of it is recorded."""
 
 
 def leaves(error: BaseException) -> Iterator[BaseException]:

@@ -12,17 +12,18 @@ from dataclasses import dataclass, field, replace
 from jetcron.bus import ROLLUP, TTL, Bus, StoredMessage, fenced
 from jetcron.errors import PayloadTooLarge
 from jetcron_protocol.codec import decode, encode
-from jetcron_protocol.messages import About, Attempt, Failure, JournalEntry, Run, StepResult
+from jetcron_protocol.messages import About, Attempt, Failure, JournalEntry, OpenStep, Run, StepResult
 
 FINISHED = ("completed", "failed", "cancelled")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class History:
-    """A folded journal. `sequence` is that of its last entry, 0 when there is none.
+    """A folded journal, which grows with it. `sequence` is that of its last entry, 0 when there is none.
 
-    `attempt` counts what the retry policy counts, from 0; `lost` the attempts lost in a row with no step
-    recorded since; `claim` is the last claim, when the run is claimed now.
+    `attempt` counts what the retry policy counts, from 0; `lost` the attempts lost in a row with nothing recorded
+    since; `claim` is the last claim, when the run is claimed now. `steps` are those that are done, in the order
+    they were recorded, `waits` those that have begun and wait. `size` is what the entries take, in bytes.
     """
 
     sequence: int = 0
@@ -31,8 +32,10 @@ class History:
     about: About | None = None
     attempt: int = 0
     lost: int = 0
+    size: int = 0
     attempts: tuple[Attempt, ...] = ()
     steps: dict[str, StepResult] = field(default_factory=dict)
+    waits: dict[str, OpenStep] = field(default_factory=dict)
 
     @property
     def finished(self) -> bool:
@@ -43,52 +46,91 @@ def fold(entries: Iterable[tuple[int, JournalEntry]]) -> History:
     """The history that these entries, oldest first, each with its sequence, add up to."""
     history = History()
     for sequence, entry in entries:
-        history = step(history, sequence, entry)
+        step(history, sequence, entry)
     return history
 
 
 def step(history: History, sequence: int, entry: JournalEntry) -> History:
-    """`history` with one more entry."""
+    """`history` with one more entry; it is changed, and returned."""
+    history.sequence = sequence
+    history.last = entry
+    history.about = entry.about or history.about
     match entry.entry:
         case "claimed":
-            attempts = _close_last(history.attempts, "lost", entry.at)
-            attempts += (
-                Attempt(turn=entry.turn, number=entry.attempt, executor=entry.executor, claimed=entry.at),
-            )
-            return History(
-                sequence=sequence,
-                last=entry,
-                claim=entry,
-                about=entry.about or history.about,
-                attempt=entry.attempt,
-                lost=entry.lost,
-                attempts=attempts,
-                steps=history.steps,
-            )
+            history.claim = entry
+            history.attempt = entry.attempt
+            history.lost = entry.lost
+            begun = Attempt(turn=entry.turn, number=entry.attempt, executor=entry.executor, claimed=entry.at)
+            history.attempts = (*_close_last(history.attempts, "lost", entry.at), begun)
+        case "opened":
+            opened = _opened(entry)
+            history.lost = 0
+            history.waits[opened.id] = opened
         case "step":
-            done = StepResult(id=entry.step or "", op=entry.op or "", at=entry.at, result=entry.result)
-            return replace(
-                history, sequence=sequence, last=entry, lost=0, steps={**history.steps, done.id: done}
-            )
+            done = _done(entry)
+            history.lost = 0
+            history.waits.pop(done.id, None)
+            history.steps[done.id] = done
+        case "waiting":
+            history.claim = None
+            history.lost = 0
+            history.attempts = _close_last(history.attempts, "waiting", entry.at, entry.started)
         case "retrying":
-            return replace(
-                history,
-                sequence=sequence,
-                last=entry,
-                claim=None,
-                attempt=history.attempt + 1,
-                lost=0,
-                attempts=_close_last(history.attempts, "retrying", entry.at, entry.started, entry.error),
-            )
+            history.claim = None
+            history.lost = 0
+            if entry.attempts is None:
+                history.attempt += 1
+                history.attempts = _close_last(
+                    history.attempts, "retrying", entry.at, entry.started, entry.error
+                )
+            else:
+                history.attempt = entry.attempt
+                _take_folded(history, entry)
         case "completed" | "failed" | "cancelled":
-            return History(
-                sequence=sequence,
-                last=entry,
-                about=entry.about or history.about,
-                attempt=entry.attempt,
-                attempts=tuple(entry.attempts) if entry.attempts is not None else history.attempts,
-                steps={done.id: done for done in entry.steps} if entry.steps is not None else history.steps,
-            )
+            history.claim = None
+            history.attempt = entry.attempt
+            history.lost = 0
+            _take_folded(history, entry)
+    return history
+
+
+def _take_folded(history: History, entry: JournalEntry) -> None:
+    """What an entry that stands for all before it says of them."""
+    if entry.attempts is not None:
+        history.attempts = tuple(entry.attempts)
+    if entry.steps is not None:
+        history.steps = {done.id: done for done in entry.steps}
+        history.waits = {opened.id: opened for opened in entry.waits or ()}
+
+
+def _done(entry: JournalEntry) -> StepResult:
+    return StepResult(
+        id=entry.step or "",
+        op=entry.op or "",
+        at=entry.at,
+        started=entry.started,
+        result=entry.result,
+        object=entry.object,
+        error=entry.error,
+        target=entry.target,
+        child=entry.child,
+        tries=entry.tries,
+    )
+
+
+def _opened(entry: JournalEntry) -> OpenStep:
+    return OpenStep(
+        id=entry.step or "",
+        op=entry.op or "",
+        at=entry.at,
+        until=entry.until if entry.until is not None else entry.at,
+        started=entry.started,
+        tries=entry.tries,
+        error=entry.error,
+        target=entry.target,
+        child=entry.child,
+        wait=entry.wait,
+    )
 
 
 def _close_last(
@@ -116,25 +158,32 @@ def _close_last(
 
 def finish(history: History, entry: JournalEntry, *, keep_steps: bool) -> JournalEntry:
     """The last entry of a run, holding all that was before it: one message remains of a finished run."""
-    return JournalEntry(
-        entry=entry.entry,
-        turn=entry.turn,
-        at=entry.at,
-        executor=entry.executor,
-        nonce=entry.nonce,
+    # Given up after lost attempts: nobody knows how the last one ended.
+    outcome = "lost" if entry.lost else entry.entry
+    return replace(
+        entry,
         attempt=history.attempt,
-        about=history.about,
-        result=entry.result,
-        started=entry.started,
-        error=entry.error,
-        # Given up after lost attempts: nobody knows how the last one ended.
-        attempts=list(
-            _close_last(
-                history.attempts, "lost" if entry.lost else entry.entry, entry.at, entry.started, entry.error
-            )
-        ),
-        steps=[done if keep_steps else replace(done, result=None) for done in history.steps.values()],
+        about=history.about or entry.about,
+        lost=0,
+        attempts=list(_close_last(history.attempts, outcome, entry.at, entry.started, entry.error)),
+        steps=[done if keep_steps else _without_result(done) for done in history.steps.values()],
+        waits=list(history.waits.values()),
     )
+
+
+def reopen(history: History, entry: JournalEntry) -> JournalEntry:
+    """The entry with which a run that failed begins again: what it did stands, what it failed at is forgotten."""
+    return replace(
+        entry,
+        about=history.about,
+        attempts=list(history.attempts),
+        steps=[done for done in history.steps.values() if done.error is None],
+        waits=[],
+    )
+
+
+def _without_result(done: StepResult) -> StepResult:
+    return replace(done, result=None, object=None)
 
 
 def about(run: Run) -> About:
@@ -148,6 +197,8 @@ def about(run: Run) -> About:
         event=event.name if event else None,
         event_id=event.id if event else None,
         parent=run.parent,
+        parent_function=run.parent_function,
+        parent_step=run.parent_step,
     )
 
 
@@ -170,14 +221,23 @@ class RunJournal:
         """Fold what is stored, absence believed of the leader only. Raises `DecodeError`."""
         messages = await self._bus.history(self._bus.names.journal, self._subject)
         self.history = fold(read_entries(messages))
+        self.history.size = sum(len(message.payload) for message in messages)
         return self.history
 
-    async def append(self, entry: JournalEntry) -> None:
-        """Append; raises `WrongSequence` when somebody else wrote, `Unconfirmed` when nobody can tell."""
+    async def append(self, entry: JournalEntry, *, most: int | None = None) -> None:
+        """Append; raises `WrongSequence` when somebody else wrote, `Unconfirmed` when nobody can tell.
+
+        Raises `PayloadTooLarge`, and appends nothing, if the journal would have more than `most` bytes.
+        """
+        body = encode(entry)
         async with self._turn:
+            size = self.history.size + len(body)
+            if most is not None and size > most:
+                raise PayloadTooLarge(size, most)
             headers = fenced(self.history.sequence)
-            sequence = await self._bus.append(self._subject, encode(entry), headers, patience=self._patience)
-            self.history = step(self.history, sequence, entry)
+            sequence = await self._bus.append(self._subject, body, headers, patience=self._patience)
+            step(self.history, sequence, entry)
+            self.history.size = size
 
     async def finish(self, entry: JournalEntry, *, keep: int, keep_steps: bool) -> JournalEntry:
         """Append the last entry in place of all others, kept `keep` seconds; raises as `append`.
@@ -187,10 +247,20 @@ class RunJournal:
         """
         async with self._turn:
             last, body = self._fitting(finish(self.history, entry, keep_steps=keep_steps))
-            headers = fenced(self.history.sequence) | {ROLLUP: "sub", TTL: f"{keep}s"}
-            sequence = await self._bus.append(self._subject, body, headers, patience=self._patience)
-            self.history = step(self.history, sequence, last)
+            await self._replace(last, body, {TTL: f"{keep}s"})
             return last
+
+    async def reopen(self, entry: JournalEntry) -> None:
+        """Begin a finished run again with `entry`, in place of all others; raises as `append`."""
+        async with self._turn:
+            first, body = self._fitting(reopen(self.history, entry))
+            await self._replace(first, body, {})
+
+    async def _replace(self, entry: JournalEntry, body: bytes, headers: dict[str, str]) -> None:
+        headers = fenced(self.history.sequence) | {ROLLUP: "sub"} | headers
+        sequence = await self._bus.append(self._subject, body, headers, patience=self._patience)
+        step(self.history, sequence, entry)
+        self.history.size = len(body)
 
     def _fitting(self, last: JournalEntry) -> tuple[JournalEntry, bytes]:
         limit = self._bus.max_body
@@ -209,7 +279,12 @@ _RECENT = 20
 
 
 def _without_tracebacks(last: JournalEntry) -> JournalEntry:
-    return replace(last, attempts=[replace(a, error=_short(a.error)) for a in last.attempts or []])
+    return replace(
+        last,
+        attempts=[replace(attempt, error=_short(attempt.error)) for attempt in last.attempts or []],
+        steps=[replace(done, error=_short(done.error)) for done in last.steps or []],
+        waits=[replace(opened, error=_short(opened.error)) for opened in last.waits or []],
+    )
 
 
 def _short(error: Failure | None) -> Failure | None:
@@ -221,11 +296,11 @@ def _recent_attempts(last: JournalEntry) -> JournalEntry:
 
 
 def _without_step_results(last: JournalEntry) -> JournalEntry:
-    return replace(last, steps=[replace(done, result=None) for done in last.steps or []])
+    return replace(last, steps=[_without_result(done) for done in last.steps or []])
 
 
 def _without_steps(last: JournalEntry) -> JournalEntry:
-    return replace(last, steps=[])
+    return replace(last, steps=[], waits=[])
 
 
 _SHORTER = (_without_tracebacks, _recent_attempts, _without_step_results, _without_steps)

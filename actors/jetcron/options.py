@@ -5,16 +5,18 @@ write seconds or a `timedelta`; a `timedelta` is stored. Pure: no I/O, no clock.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from difflib import get_close_matches
+from types import MappingProxyType
 from typing import get_args
 
 from jetcron.cron import CronError, parse
 from jetcron.cron.zones import check_zone
 from jetcron.errors import ConfigurationError
 from jetcron_protocol.messages import CatchUp, Dst
+from jetcron_protocol.subjects import InvalidName, check_event_name
 
 Duration = float | timedelta
 """Seconds, or a `timedelta`."""
@@ -86,6 +88,45 @@ class Retry:
         """The wait after attempt number `attempt` (0 first), jitter left out."""
         chosen = self.waits[min(attempt, len(self.waits) - 1)]
         return chosen if isinstance(chosen, timedelta) else timedelta(seconds=chosen)
+
+
+@dataclass(frozen=True, slots=True)
+class CancelOn:
+    """An event that cancels the runs of a function: all of them, or those that `match`.
+
+    `match` has dotted paths in the data of the cancelling event, each with the path in the run's own data (that of
+    its event, or its payload) at which an equal value must stand: ``{"order_id": "order_id"}``.
+    """
+
+    event: str
+    match: Mapping[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        where = f"CancelOn({self.event!r})"
+        try:
+            check_event_name(self.event)
+        except InvalidName as error:
+            raise ConfigurationError(f"{where}: {error}") from None
+        if self.match is None:
+            return
+        if not isinstance(self.match, Mapping) or not self.match:
+            raise ConfigurationError(
+                f"{where}: match={self.match!r}; allowed is a map of a path in the event's data "
+                "to one in the run's, such as {'order_id': 'order_id'}"
+            )
+        for path, own in self.match.items():
+            check_path(where, "match", path)
+            check_path(where, "match", own)
+        object.__setattr__(self, "match", MappingProxyType(dict(self.match)))
+
+
+def check_path(where: str, option: str, path: object) -> str:
+    """`path` if it can be a dotted path of an event's data."""
+    if not isinstance(path, str) or not path or not all(path.split(".")):
+        raise ConfigurationError(
+            f"{where}: {option} has the path {path!r}; allowed are names joined by dots, such as 'order.id'"
+        )
+    return path
 
 
 # The checks. Each names the place it is written at (`where`), the option, the value, and what is allowed.

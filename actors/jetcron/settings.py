@@ -19,6 +19,8 @@ from jetcron.options import suggestion
 from jetcron_protocol.subjects import InvalidName, Names
 from jetcron_protocol.topology import DAY, Limits
 
+KIB = 1024
+MIB = 1024 * KIB
 PREFIX = "JETCRON_"
 _SCHEMES = ("nats", "tls", "ws", "wss")
 _FILES = ("nats_creds", "nats_nkey_seed", "nats_ca")
@@ -86,6 +88,13 @@ class Settings(BaseSettings):
     executor_beat: float = _is(3.0, "how often an executor says it is alive", 0.1, 60)
     executor_ttl: float = _is(30.0, "an executor silent for so long is dead", 1, 3_600)
     lost_attempts: int = _is(3, "attempts lost in a row with their process, then the run fails", 1, 1_000)
+    short_wait: float = _is(5.0, "a run that waits no longer than this stays in its executor", 0, 3_600)
+    max_steps: int = _is(1_000, "steps of one run", 1, 100_000)
+    max_inline: int = _is(
+        512 * KIB, "bytes of a result in a run's history; a larger one is an object", 1, 64 * MIB
+    )
+    max_result: int = _is(64 * MIB, "bytes of a result", 1, 64 * MIB)
+    max_journal: int = _is(4 * MIB, "bytes of a run's history while it runs", 64 * KIB, 64 * MIB)
     keep_completed: int = _is(DAY, "how long a completed run is remembered", 3_600, 3_650 * DAY)
     keep_failed: int = _is(7 * DAY, "how long a failed run is remembered", 3_600, 3_650 * DAY)
     rolled_back_within: float = _is(600.0, "definitions replaced so lately do not come back", 0, DAY)
@@ -223,6 +232,10 @@ class Settings(BaseSettings):
     @property
     def late_after_ms(self) -> int:
         return round(self.late_after * 1_000)
+
+    @property
+    def short_wait_ms(self) -> int:
+        return round(self.short_wait * 1_000)
 
     @property
     def executor_beat_ms(self) -> int:
