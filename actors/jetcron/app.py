@@ -39,6 +39,7 @@ from jetcron_protocol.codec import encode
 from jetcron_protocol.ids import digest
 from jetcron_protocol.messages import CancelTrigger, CatchUp, CronTrigger, Dst, Function
 from jetcron_protocol.subjects import (
+    HANDLER,
     InvalidName,
     Names,
     check_app,
@@ -56,9 +57,27 @@ class _Unwritten(int):
 
 _RETRIES: Final = _Unwritten(4)
 _NAMES = Names()
-ON_FAILURE: Final = ":on_failure"
-"""Ends the id of the function a failure handler is: its runs are listed under it."""
 _NOT_YET: tuple[str, ...] = ("skip", "queue", "cancel_running")
+
+
+_UNWRITTEN: Final[Mapping[str, Any]] = {
+    "cron": None,
+    "on": None,
+    "timezone": "UTC",
+    "retries": _RETRIES,
+    "retry": None,
+    "timeout": None,
+    "concurrency": None,
+    "jitter": None,
+    "catch_up": "latest",
+    "overlap": "allow",
+    "dst": "default",
+    "deadline": None,
+    "start_timeout": None,
+    "cancel_on": None,
+    "keep": None,
+}
+"""The options of a function for which none is written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,13 +251,11 @@ class App:
                 near = suggestion(option, ("id", *written))
                 raise ConfigurationError(f"{full}: {option!r} is not an option of a function{near}")
             scope = sys._getframe(1).f_locals
-            definition = _define(full, handler, written, scope)
+            definitions = [_define(full, handler, written, scope)]
             if on_failure is not None:
-                failed = f"{full}{ON_FAILURE}"
-                _check_durable(failed)
-                self._functions[failed] = _define(failed, on_failure, _failure_options(keep), scope)
-                definition = replace(definition, on_failure=failed)
-            self._functions[full] = definition
+                failed = _failure_handler(full, on_failure, keep, scope)
+                definitions = [replace(definitions[0], on_failure=failed.id), failed]
+            self._functions |= {definition.id: definition for definition in definitions}
             return handler
 
         return declare
@@ -274,25 +291,17 @@ def _check_durable(full: str) -> None:
         raise ConfigurationError(str(error)) from None
 
 
-def _failure_options(keep: Duration | None) -> dict[str, Any]:
-    """What a handler of failures is declared with: it is started by the failure alone."""
-    return {
-        "cron": None,
-        "on": None,
-        "timezone": "UTC",
-        "retries": _RETRIES,
-        "retry": None,
-        "timeout": None,
-        "concurrency": None,
-        "jitter": None,
-        "catch_up": "latest",
-        "overlap": "allow",
-        "dst": "default",
-        "deadline": None,
-        "start_timeout": None,
-        "cancel_on": None,
-        "keep": keep,
-    }
+def _failure_handler(
+    full: str, handler: object, keep: Duration | None, scope: Mapping[str, Any]
+) -> FunctionDefinition:
+    """The function that handles the failures of another one: started by them alone."""
+    if not callable(handler):
+        raise ConfigurationError(
+            f"{full}: on_failure={handler!r}; allowed is a function that takes (ctx) or (ctx, failed)"
+        )
+    failed = f"{full}{HANDLER}"
+    _check_durable(failed)
+    return _define(failed, handler, {**_UNWRITTEN, "keep": keep}, scope)
 
 
 def _define(

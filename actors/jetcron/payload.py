@@ -4,21 +4,18 @@ Owns how the second parameter of a user's function is read: its annotation, its 
 Names that do not exist yet when the function is decorated are looked up again later. Pure: no I/O.
 """
 
-import functools
 import inspect
-import sys
-import types
-import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import typing_extensions
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUndefinedAnnotation
 
+from jetcron.annotations import evaluated, function_under, portable, problems_in, shown, spelled
 from jetcron.errors import ConfigurationError, PayloadInvalid
 
-_MAX_PROBLEMS = 10
+__all__ = ["PayloadReader", "function_under"]
+
 _MISSING = object()
 
 
@@ -73,66 +70,46 @@ class PayloadReader:
 
     def _resolve(self, scope: Mapping[str, Any] | None, *, strict: bool) -> None:
         try:
-            kind = self._evaluate(scope)
-            adapter = TypeAdapter(_portable(kind))
+            kind = evaluated(self._annotation, self._globals, dict(scope or {}))
+            adapter = TypeAdapter(portable(kind))
         except (NameError, PydanticUndefinedAnnotation) as error:
             if strict:
                 raise ConfigurationError(
-                    f"{self._where}: the annotation {_spelled(self._annotation)} of {self._parameter!r} "
+                    f"{self._where}: the annotation {spelled(self._annotation)} of {self._parameter!r} "
                     f"cannot be resolved ({error}); define or import the type in the function's module, "
                     "outside `if TYPE_CHECKING`"
                 ) from None
             return
         except (PydanticSchemaGenerationError, PydanticUserError, SyntaxError, TypeError) as error:
             raise ConfigurationError(
-                f"{self._where}: the annotation {_spelled(self._annotation)} of {self._parameter!r} "
+                f"{self._where}: the annotation {spelled(self._annotation)} of {self._parameter!r} "
                 "cannot be validated; allowed are a pydantic model, a dataclass, a TypedDict, dict, Any "
                 f"and what pydantic knows ({str(error).splitlines()[0]})"
             ) from None
         if not getattr(adapter, "pydantic_complete", True):
             if strict:
                 raise ConfigurationError(
-                    f"{self._where}: the type {_spelled(kind)} of {self._parameter!r} "
+                    f"{self._where}: the type {spelled(kind)} of {self._parameter!r} "
                     "names types that do not exist"
                 )
             return
         if self._cron and self._default is _MISSING and not _takes_none(adapter):
             raise ConfigurationError(
                 f"{self._where}: a run started by cron has no data, but {self._parameter!r} is annotated "
-                f"with {_spelled(kind)}; allowed are a default (= None) "
-                f"or a type that takes None ({_spelled(kind)} | None)"
+                f"with {spelled(kind)}; allowed are a default (= None) "
+                f"or a type that takes None ({spelled(kind)} | None)"
             )
         self._adapter = adapter
-
-    def _evaluate(self, scope: Mapping[str, Any] | None) -> Any:
-        """The annotation with its strings evaluated; of this parameter alone, as others may have none."""
-
-        def probe() -> None: ...
-
-        probe.__annotations__ = {"data": self._annotation}
-        hints = typing.get_type_hints(
-            probe, globalns=self._globals, localns=dict(scope or {}), include_extras=True
-        )
-        return hints["data"]
 
     def _invalid(self, error: ValidationError, data: object) -> PayloadInvalid:
         if data is None:
             return PayloadInvalid(
-                f"{self._where}: there is no data, "
-                f"and {self._parameter!r} needs {_spelled(self._annotation)}",
+                f"{self._where}: there is no data, and {self._parameter!r} needs {spelled(self._annotation)}",
                 ("there is no data",),
             )
-        found = error.errors(include_url=False, include_context=False, include_input=False)
-        problems = tuple(
-            f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}"
-            if problem["loc"]
-            else problem["msg"]
-            for problem in found
-        )
-        shown = "; ".join(problems[:_MAX_PROBLEMS])
-        more = f" (and {len(problems) - _MAX_PROBLEMS} more)" if len(problems) > _MAX_PROBLEMS else ""
+        problems = problems_in(error)
         return PayloadInvalid(
-            f"{self._where}: the data does not fit {_spelled(self._annotation)}: {shown}{more}", problems
+            f"{self._where}: the data does not fit {spelled(self._annotation)}: {shown(problems)}", problems
         )
 
 
@@ -142,53 +119,3 @@ def _takes_none(adapter: TypeAdapter[Any]) -> bool:
     except Exception:  # noqa: BLE001 - a user's own validator may raise anything for None
         return False
     return True
-
-
-def _spelled(annotation: object) -> str:
-    if isinstance(annotation, str):
-        return annotation
-    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
-        return annotation.__name__
-    return str(annotation)
-
-
-def function_under(handler: Any) -> Any:
-    """The function under partials, decorators that name what they wrap, or a callable object."""
-    while isinstance(handler, functools.partial):
-        handler = handler.func
-    handler = inspect.unwrap(handler)
-    if inspect.isfunction(handler) or inspect.ismethod(handler):
-        return handler
-    return getattr(type(handler), "__call__", handler)  # noqa: B004 - the function itself is wanted
-
-
-def _portable(kind: Any, inside: tuple[Any, ...] = ()) -> Any:
-    """`kind` with each `typing.TypedDict` in it as the one of typing_extensions.
-
-    Before Python 3.12 pydantic refuses the standard library's, which forgets what was inherited.
-    """
-    if sys.version_info >= (3, 12):
-        return kind
-    if typing.is_typeddict(kind):
-        return _portable_typed_dict(kind, inside)
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        return typing.Union[tuple(_portable(argument, inside) for argument in arguments)]  # noqa: UP007
-    if isinstance(kind, types.GenericAlias) and isinstance(origin, type):
-        return types.GenericAlias(origin, tuple(_portable(argument, inside) for argument in arguments))
-    return kind
-
-
-def _portable_typed_dict(kind: Any, inside: tuple[Any, ...]) -> Any:
-    if kind in inside:
-        raise TypeError(f"{kind.__name__} contains itself; declare it with typing_extensions.TypedDict")
-    fields: dict[str, Any] = {}
-    for key, hint in typing.get_type_hints(kind, include_extras=True).items():
-        required = key in kind.__required_keys__
-        # Of annotations that are strings, only the evaluated hint knows whether the key is required.
-        if typing.get_origin(hint) in (typing.Required, typing.NotRequired):
-            required = typing.get_origin(hint) is typing.Required
-            (hint,) = typing.get_args(hint)
-        hint = _portable(hint, (*inside, kind))
-        fields[key] = typing_extensions.Required[hint] if required else typing_extensions.NotRequired[hint]
-    return typing_extensions.TypedDict(kind.__name__, fields)  # type: ignore[operator]

@@ -51,6 +51,15 @@ def plain(value: object) -> Any:
     a `timedelta` its seconds; an enum its value; tuples lists (as keys of a map they stay tuples). Sets
     have no order and are refused.
     """
+    made = _plainer(value)
+    # msgpack asks once for a value: what an enum or a root model holds may need this, too.
+    return made if made is None or isinstance(made, _CARRIED) else plain(made)
+
+
+_CARRIED = (bool, int, float, str, bytes, bytearray, memoryview, list, tuple, dict)
+
+
+def _plainer(value: object) -> Any:
     match value:
         case int():  # msgpack asks here for what it cannot carry itself
             raise EncodeError("an int beyond 64 bits cannot be stored; send it as a string")

@@ -88,6 +88,11 @@ class Run:
     parent_step: str | None = None
 
 
+def data_of(run: Run) -> Any:
+    """A run's own data, which its function's second parameter receives: its event's, or its payload."""
+    return run.event.data if run.event is not None else run.payload
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
     """A registry entry: when `function` runs. Its revision is the sequence under which it is stored.
@@ -238,7 +243,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class About:
-    """What a run's journal says of where the run came from."""
+    """What a run's journal says of where the run came from. `cancels` are subjects of waits for what cancels it."""
 
     kind: ClassVar[str] = "about"
     trigger: Trigger
@@ -250,6 +255,7 @@ class About:
     parent: Token | None = None
     parent_function: FunctionId | None = None
     parent_step: str | None = None
+    cancels: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -333,7 +339,8 @@ class JournalEntry:
     - ``opened``: a step began to wait, see `OpenStep`: `step`, `op`, `until`, `tries`, `error`, `target`, `child`,
       `wait`
     - ``step``: a step is done, see `StepResult`: `step`, `op`, `result` or `object` or `error`
-    - ``waiting``: `started`, `next_at`: every branch waits, the next turn comes then or when a wait is met
+    - ``waiting``: `started`, `on`, `next_at`: every branch waits, on these steps; the next turn comes then, or when
+      one is met
     - ``retrying``: `started`, `error`, `next_at`: this turn ended, the next one fires then. With `attempts` and `steps`
       it replaces the others: a run that had failed begins again
     - ``completed`` ``failed`` ``cancelled``: the last entry, replacing the others: `about`, `attempts`,
@@ -362,6 +369,7 @@ class JournalEntry:
     started: Time | None = None
     error: Failure | None = None
     next_at: Time | None = None
+    on: list[str] | None = None
     attempts: list[Attempt] | None = None
     steps: list[StepResult] | None = None
     waits: list[OpenStep] | None = None

@@ -126,9 +126,24 @@ def check_event_name(name: str, *, pattern: bool = False) -> str:
     return name
 
 
+def pattern_matches(pattern: str, name: str) -> bool:
+    """Whether an event's name fits a pattern: ``*`` is one token, a last ``>`` one or more."""
+    parts, tokens = pattern.split("."), name.split(".")
+    for index, part in enumerate(parts):
+        if part == ">" and index == len(parts) - 1:
+            return len(tokens) > index
+        if index >= len(tokens) or part not in ("*", tokens[index]):
+            return False
+    return len(parts) == len(tokens)
+
+
 def function_id(app: str, name: str) -> str:
     """``<app>.<name>``: how a function is known everywhere."""
     return f"{app}.{name}"
+
+
+HANDLER = ":on_failure"
+"""Ends the id of a function that handles another one's failures. Nobody is told of its own ends: no loops."""
 
 
 def _function_of(app: str, name: str) -> str:

@@ -16,11 +16,12 @@ from uuid import UUID
 import pytest
 from pydantic import BaseModel, field_validator, model_validator
 
-from jetcron import App, ConfigurationError, Cron, PayloadInvalid, Retry
+from jetcron import App, CancelOn, ConfigurationError, Context, Cron, PayloadInvalid, Retry
 from jetcron.app import FunctionDefinition
 from jetcron.cron import CronExpression, parse
-from jetcron_protocol.messages import CronTrigger, Function
+from jetcron_protocol.messages import CancelTrigger, CronTrigger, Function
 
+CANCEL_ON = "allowed are CancelOn('order.deleted', match={...}) or a list of them"
 DURATION = "allowed are seconds or a timedelta, from"
 
 
@@ -35,8 +36,7 @@ async def dispatch(ctx: Any) -> str:
 def declared(handler: Callable[..., Any] = dispatch, **options: Any) -> FunctionDefinition:
     app = App("reports")
     assert app.function(**options)(handler) is handler
-    (definition,) = app.functions.values()
-    return definition
+    return next(iter(app.functions.values()))
 
 
 def refusal(handler: Any = dispatch, **options: Any) -> str:
@@ -336,10 +336,11 @@ def test_a_description_is_not_in_the_hash() -> None:
             "overlap='cancel_running' is not available in this version; allowed is 'allow'",
         ),
         ({"overlap": "alow"}, "overlap='alow'; allowed is 'allow'; did you mean 'allow'?"),
-        ({"deadline": 60}, "deadline=60; deadline is not available in this version"),
-        ({"start_timeout": 60}, "start_timeout=60; start_timeout is not available in this version"),
-        ({"cancel_on": []}, "cancel_on=[]; cancel_on is not available in this version"),
-        ({"on_failure": "f"}, "on_failure='f'; on_failure is not available in this version"),
+        ({"deadline": 0}, f"deadline=0; {DURATION} 0.001 s to 3660 days"),
+        ({"start_timeout": "1h"}, f"start_timeout='1h'; {DURATION} 0.001 s to 366 days"),
+        ({"cancel_on": []}, f"cancel_on=[]; {CANCEL_ON}"),
+        ({"cancel_on": "order.deleted"}, f"cancel_on='order.deleted'; {CANCEL_ON}"),
+        ({"on_failure": "f"}, "on_failure='f'; allowed is a function that takes (ctx) or (ctx, failed)"),
         ({"retrys": 3}, "'retrys' is not an option of a function; did you mean 'retry'?"),
         ({"crom": "@daily"}, "'crom' is not an option of a function; did you mean 'cron'?"),
         ({"priority": 3}, "'priority' is not an option of a function"),
@@ -347,6 +348,50 @@ def test_a_description_is_not_in_the_hash() -> None:
 )
 def test_an_option_that_cannot_be(options: dict[str, Any], text: str) -> None:
     assert refusal(**options) == f"reports.dispatch: {text}"
+
+
+def test_durable_options_are_registered() -> None:
+    cancel = CancelOn("order.deleted", match={"order.id": "id"})
+
+    async def mourn(ctx: Context, failed: dict[str, Any]) -> None: ...
+
+    definition = declared(
+        deadline=60, start_timeout=timedelta(hours=1), cancel_on=[cancel], on_failure=mourn, retries=0
+    )
+    assert (definition.deadline, definition.start_timeout) == (timedelta(minutes=1), timedelta(hours=1))
+    assert definition.on_failure == "reports.dispatch:on_failure"
+    wire = definition.wire()
+    assert (wire.deadline, wire.start_timeout) == (60_000, 3_600_000)
+    assert wire.cancel_on == [CancelTrigger(event="order.deleted", match={"order.id": "id"})]
+
+
+def test_a_handler_of_failures_is_a_function_of_its_own() -> None:
+    app = App("reports")
+
+    def mourn(ctx: Context) -> None: ...
+
+    @app.function(on_failure=mourn, keep=7200)
+    async def dispatch(ctx: Context) -> None: ...
+
+    handler = app.functions["reports.dispatch:on_failure"]
+    assert (handler.handler, handler.is_async, handler.on, handler.cron) == (mourn, False, (), ())
+    assert handler.keep == timedelta(hours=2)
+
+
+@pytest.mark.parametrize(
+    ("event", "match", "text"),
+    [
+        ("order.*", None, "the event name 'order.*' has '*'"),
+        ("order.deleted", {}, "match={}; allowed is a map"),
+        ("order.deleted", ["id"], "match=['id']; allowed is a map"),
+        ("order.deleted", {"order..id": "id"}, "match has the path 'order..id'"),
+        ("order.deleted", {"id": 7}, "match has the path 7"),
+    ],
+)
+def test_a_cancelling_event_that_cannot_be(event: str, match: Any, text: str) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        CancelOn(event, match)
+    assert str(raised.value).startswith(f"CancelOn({event!r}): {text}")
 
 
 def test_h_is_spread_by_the_id_of_its_own_schedule(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,7 +124,7 @@ def test_retry_after_refuses_a_naive_datetime() -> None:
         (RetryAfterError(90, "the API is busy"), "the API is busy"),
         (RetryAfterError(datetime(2030, 1, 1, tzinfo=UTC)), "to be tried again at 2030-01-01T00:00:00+00:00"),
         (NonRetriableError("no such customer"), "no such customer"),
-        (StepError("charge", "card refused"), "step 'charge': card refused"),
+        (StepError("charge", "CardError", "card refused"), "step 'charge' failed: CardError: card refused"),
         (RunFailed("01H", "KeyError", "'x'", "Traceback …"), "run 01H failed: KeyError: 'x'"),
         (RunFailed("01H", "KeyError", ""), "run 01H failed: KeyError"),
         (RunNotFound("01H"), "there is no run 01H; finished runs are forgotten after their `keep`"),

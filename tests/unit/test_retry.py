@@ -56,7 +56,7 @@ def test_the_last_attempt_is_the_last() -> None:
     [
         NonRetriableError("no"),
         PayloadInvalid("no"),
-        StepError("a", "no"),
+        StepError("a", "ValueError", "no"),
         ConfigurationError("no"),
         PayloadTooLarge(2, 1),
     ],

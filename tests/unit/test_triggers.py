@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jetcron.event_router import Triggers, matches
+from jetcron.event_router import Triggers
 from jetcron_protocol.messages import Function
+from jetcron_protocol.subjects import pattern_matches
 
 
 @pytest.mark.parametrize(
@@ -33,7 +34,7 @@ from jetcron_protocol.messages import Function
     ],
 )
 def test_wildcards(pattern: str, name: str, expected: bool) -> None:
-    assert matches(pattern.split("."), name.split(".")) is expected
+    assert pattern_matches(pattern, name) is expected
 
 
 token = st.sampled_from(["a", "b", "c"])
@@ -41,13 +42,14 @@ token = st.sampled_from(["a", "b", "c"])
 
 @given(st.lists(token, min_size=1, max_size=4), st.data())
 def test_a_pattern_made_of_a_name_matches_it(name: list[str], data: st.DataObject) -> None:
-    pattern = [data.draw(st.sampled_from([part, "*"])) for part in name]
-    assert matches(pattern, name)
-    assert not matches(pattern, [*name, "a"])
-    assert not matches([*pattern, "*"], name)
-    assert not matches([*pattern, ">"], name)
+    pattern = ".".join(data.draw(st.sampled_from([part, "*"])) for part in name)
+    full = ".".join(name)
+    assert pattern_matches(pattern, full)
+    assert not pattern_matches(pattern, f"{full}.a")
+    assert not pattern_matches(f"{pattern}.*", full)
+    assert not pattern_matches(f"{pattern}.>", full)
     cut = data.draw(st.integers(0, len(name) - 1))
-    assert matches([*pattern[:cut], ">"], name)
+    assert pattern_matches(".".join([*pattern.split(".")[:cut], ">"]), full)
 
 
 def triggers(*functions: Function) -> Triggers:

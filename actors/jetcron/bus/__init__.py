@@ -1,17 +1,20 @@
-"""The only importer of nats: connection, publishing, atomic batches, held messages, reading, pulling.
+"""The only importer of nats: connection, publishing, batches, held messages, reading, pulling, objects.
 
 `Bus` is one connection with all of it. Every storage call an actor makes is a method here, and each raises
 errors of `jetcron.errors` alone.
 """
 
-from jetcron.bus.admin import Admin, Change
+from jetcron.bus.admin import Change
+from jetcron.bus.objects import Objects
 from jetcron.bus.publish import (
     MAX_BATCH,
     MSG_ID,
     ROLLUP,
     SCHEDULE,
+    SCHEDULE_NEXT,
     SCHEDULE_TARGET,
     SCHEDULE_TTL,
+    SCHEDULER,
     TTL,
     Outgoing,
     Stored,
@@ -24,7 +27,7 @@ from jetcron.bus.read import DELETED, OPERATION, StoredMessage, StreamState, rfc
 from jetcron.bus.wire import Message
 
 
-class Bus(Admin):
+class Bus(Objects):
     """One connection to NATS and everything Jetcron does over it. Use as an async context manager."""
 
     def consume(self, stream: str, durable: str) -> Consumer:
@@ -39,6 +42,8 @@ __all__ = [
     "OPERATION",
     "ROLLUP",
     "SCHEDULE",
+    "SCHEDULER",
+    "SCHEDULE_NEXT",
     "SCHEDULE_TARGET",
     "SCHEDULE_TTL",
     "TTL",

@@ -167,26 +167,43 @@ class Reader(Link):
                         )
 
     async def history(self, stream: str, subject: str) -> list[StoredMessage]:
-        """All messages on one subject, oldest first, as its leader has them; two or three requests.
+        """All messages on one subject, oldest first, as its leader has them; one request, and one for each 1,000.
 
-        The leader names the last message, a replica gives the bulk, and what the replica lacks is walked on the leader.
+        The leader names the last message, see `between` for the rest.
         """
         last = await self.last(stream, subject)
         if last is None:
             return []
-        found: list[StoredMessage] = []
-        try:
-            bulk, _ = await self._direct(stream, {"seq": 1, "next_by_subj": subject, "batch": MAX_MULTI})
-            found = [message for message in bulk if message.sequence <= last.sequence]
-        except TryAgain:
-            pass  # the leader has it all, one request a message
-        while not found or found[-1].sequence < last.sequence:
-            start = found[-1].sequence + 1 if found else 1
-            following = await self.next_on(stream, subject, start)
-            if following is None:
-                break
-            found.append(following)
-        return found
+        pages = self.between(stream, subject, 1, last.sequence)
+        return [message async for page in pages for message in page]
+
+    async def between(
+        self, stream: str, subject: str, first: int, last: int, *, size: int = MAX_MULTI
+    ) -> AsyncIterator[list[StoredMessage]]:
+        """The messages on one subject with sequences from `first` to `last`, oldest first, page by page.
+
+        A replica gives them `size` at a time, or as many as the server's bound on bytes allows; what it lacks is
+        walked on the leader.
+        """
+        start = first
+        replica = True
+        while start <= last:
+            page: list[StoredMessage] = []
+            if replica:
+                query = {"seq": start, "next_by_subj": subject, "batch": size}
+                try:
+                    found, _ = await self._direct(stream, query)
+                    page = [message for message in found if message.sequence <= last]
+                except TryAgain:
+                    pass  # the leader has it all, one request a message
+                replica = bool(page)
+            if not page:
+                following = await self.next_on(stream, subject, start)
+                if following is None or following.sequence > last:
+                    return
+                page = [following]
+            yield page
+            start = page[-1].sequence + 1
 
     async def pages(
         self, stream: str, subject: str, *, start: int = 1, size: int = 256

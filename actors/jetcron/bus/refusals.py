@@ -43,6 +43,7 @@ _BY_CODE: dict[int, type[ApiError]] = {
 _PLAIN: dict[int, type[BusError]] = {
     10014: NotFound,  # consumer not found
     10037: NotFound,  # no message found
+    10043: NotFound,  # no message under this sequence
     10059: TopologyMissing,  # stream not found
     10039: JetStreamDisabled,  # not enabled for account
     10076: JetStreamDisabled,  # not enabled
