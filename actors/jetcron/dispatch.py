@@ -5,7 +5,7 @@ Owns which header and which message id goes with which message. Nothing is publi
 
 from dataclasses import replace
 
-from jetcron.bus import TTL, Delivery, Outgoing, hold, with_id
+from jetcron.bus import SCHEDULE_NEXT, SCHEDULER, TTL, Delivery, Outgoing, hold, with_id
 from jetcron_protocol.codec import EVENT_HEADER, encode
 from jetcron_protocol.ids import digest, gap_token, ulid
 from jetcron_protocol.messages import DeadLetter, Event, Gap, Run, SyncCommand, Tick
@@ -18,6 +18,7 @@ MAX_HEADERS = 16 * 1024
 SYSTEM_EVENTS = "jetcron."
 """Events whose names begin so are Jetcron's own; a run started by one emits none."""
 FUNCTION_FAILED = "jetcron.function.failed"
+FUNCTION_FINISHED = "jetcron.function.finished"
 
 
 def held_tick(names: Names, tick: Tick, lead: int) -> Outgoing:
@@ -51,6 +52,15 @@ def next_turn(names: Names, run: Run, *, turn: int, fire_at: int, lead: int) -> 
         names.run_ready(run.function),
         fire_at - lead,
         encode(following),
+    )
+
+
+def woken(names: Names, run: Run, *, turn: int, now: int) -> Outgoing:
+    """The next turn of a waiting run, now; what was held for its time goes in the same step (server ADR-51)."""
+    return Outgoing(
+        names.run_ready(run.function),
+        encode(replace(run, turn=turn, fire_at=now)),
+        {SCHEDULER: names.run_later(run.function, run.run, turn), SCHEDULE_NEXT: "purge"},
     )
 
 

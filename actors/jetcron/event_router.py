@@ -11,16 +11,19 @@ from dataclasses import dataclass, field
 import structlog
 
 from jetcron import dispatch
-from jetcron.bus import MSG_ID, Bus, Delivery, Outgoing
+from jetcron.bus import MSG_ID, Bus, Delivery, Outgoing, StoredMessage
 from jetcron.clock import Clock
 from jetcron.dead_letters import bury
+from jetcron.endings import Endings
 from jetcron.errors import TryAgain
+from jetcron.many import each
 from jetcron.process import Process
 from jetcron.settings import Settings
+from jetcron.waits import Waits, read_wait
 from jetcron_protocol.codec import EVENT_HEADER, DecodeError, VersionError, decode, decode_event
 from jetcron_protocol.ids import event_run_id
-from jetcron_protocol.messages import Event, Function, Run
-from jetcron_protocol.subjects import InvalidName
+from jetcron_protocol.messages import CancelTrigger, Event, Failure, Function, Met, Run
+from jetcron_protocol.subjects import InvalidName, pattern_matches
 
 log = structlog.get_logger("jetcron.event-router")
 
@@ -37,18 +40,21 @@ class Triggers:
     """Which functions an event starts. Grows with the functions, never with events: the memory is bounded."""
 
     sequence: int = -1
+    cancels: dict[str, Sequence[CancelTrigger]] = field(default_factory=dict)
     exact: dict[str, list[str]] = field(default_factory=dict)
-    patterns: list[tuple[list[str], str]] = field(default_factory=list)
+    patterns: list[tuple[str, str]] = field(default_factory=list)
     _matched: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def add(self, function: Function) -> None:
         """Take in a function's triggers; those of an archived one do not count."""
         if function.state == "archived":
             return
+        if function.cancel_on:
+            self.cancels[function.id] = function.cancel_on
         for name in function.on:
             tokens = name.split(".")
             if "*" in tokens or tokens[-1] == ">":
-                self.patterns.append((tokens, function.id))
+                self.patterns.append((name, function.id))
             else:
                 self.exact.setdefault(name, []).append(function.id)
 
@@ -56,26 +62,15 @@ class Triggers:
         """The functions an event of this name starts, each once."""
         found = self._matched.get(name)
         if found is None:
-            tokens = name.split(".")
             ids = [
                 *self.exact.get(name, ()),
-                *(id for pattern, id in self.patterns if matches(pattern, tokens)),
+                *(id for pattern, id in self.patterns if pattern_matches(pattern, name)),
             ]
             found = tuple(dict.fromkeys(ids))
             if len(self._matched) >= _REMEMBERED:
                 self._matched.clear()
             self._matched[name] = found
         return found
-
-
-def matches(pattern: Sequence[str], tokens: Sequence[str]) -> bool:
-    """Whether NATS wildcards match: ``*`` one token, a last ``>`` one or more."""
-    for index, part in enumerate(pattern):
-        if part == ">" and index == len(pattern) - 1:
-            return len(tokens) > index
-        if index >= len(tokens) or part not in ("*", tokens[index]):
-            return False
-    return len(pattern) == len(tokens)
 
 
 class EventRouter:
@@ -89,6 +84,8 @@ class EventRouter:
         self._clock = clock
         self._settings = settings
         self._process = process
+        self._waits = Waits(bus, clock, settings)
+        self._endings = Endings(bus, clock, settings, self._waits, by=self.name)
         self._triggers = Triggers()
         self._loading = asyncio.Lock()
 
@@ -122,10 +119,8 @@ class EventRouter:
     async def _route(self, deliveries: Sequence[Delivery], read: Callable[[Delivery], Event]) -> None:
         triggers = await self._current_triggers()
         now = self._clock.now()
-        routed: list[Delivery] = []
-        groups: list[list[Outgoing]] = []
-        future: list[Delivery] = []
-        held: list[list[Outgoing]] = []
+        routed: list[_Routed] = []
+        held: list[_Routed] = []
         for delivery in deliveries:
             try:
                 event = read(delivery)
@@ -133,41 +128,88 @@ class EventRouter:
                 await self._bury(delivery, str(error))
                 continue
             if event.at is not None and read is not _released and event.at - now > self._settings.lead_ms:
-                group = [
-                    dispatch.held_event(self._names, event, self._settings.lead_ms, named=_named(delivery))
-                ]
-                deliveries_, groups_ = future, held
+                future = dispatch.held_event(
+                    self._names, event, self._settings.lead_ms, named=_named(delivery)
+                )
+                one = _Routed(delivery, event, (), [future])
+                kind = held
             else:
                 functions = triggers.match(event.name)
                 log.debug("routed", name=event.name, id=event.id, functions=functions)
-                group = [
-                    dispatch.new_run(
-                        self._names, _run(id, event, delivery), now=now, lead=self._settings.lead_ms
-                    )
-                    for id in functions
-                ]
-                deliveries_, groups_ = routed, groups
-            longest = max((len(message.payload) for message in group), default=0)
+                runs = tuple(_run(id, event, delivery) for id in functions)
+                one = _Routed(
+                    delivery,
+                    event,
+                    runs,
+                    [
+                        dispatch.new_run(self._names, run, now=now, lead=self._settings.lead_ms)
+                        for run in runs
+                    ],
+                )
+                kind = routed
+            longest = max((len(message.payload) for message in one.messages), default=0)
             if longest > self._bus.max_payload - _HEADERS:
                 # Numbers take more room here than in JSON: what fitted the server may not fit it any more.
                 await self._bury(
                     delivery, f"its run would have {longest} bytes; the server takes {self._bus.max_payload}"
                 )
                 continue
-            deliveries_.append(delivery)
-            groups_.append(group)
-        await self._store(routed, groups)
-        await self._store(future, held)
+            kind.append(one)
+        await self._open_cancels(triggers, routed)
+        await self._meet_waits(routed)
+        await self._store(routed)
+        await self._store(held)
         self._process.metrics.events.inc(len(deliveries))
-        self._process.metrics.event_runs.inc(sum(map(len, groups)))
+        self._process.metrics.event_runs.inc(sum(len(one.messages) for one in routed))
 
-    async def _store(self, deliveries: Sequence[Delivery], groups: Sequence[Sequence[Outgoing]]) -> None:
+    async def _open_cancels(self, triggers: Triggers, routed: "Sequence[_Routed]") -> None:
+        """Before a run is stored: what cancels it may come before it begins."""
+        runs = [run for one in routed for run in one.runs if run.function in triggers.cancels]
+
+        async def open(run: Run) -> None:
+            await self._waits.open_cancels(triggers.cancels[run.function], run)
+
+        await each(open, runs)
+
+    async def _meet_waits(self, routed: "Sequence[_Routed]") -> None:
+        """Wake or cancel the runs that wait for these events."""
+        names = {one.event.name for one in routed}
+        waited = await self._waits.waited_for(names)
+        await each(self._meet, [one for one in routed if one.event.name in waited])
+
+    async def _meet(self, one: "_Routed") -> None:
+        event = one.event
+        at = event.at if event.at is not None else one.delivery.stored_at
+
+        async def wake(stored: StoredMessage) -> None:
+            wait = read_wait(stored)
+            if wait.met is None:
+                # Twice delivered, or of a time before the wait: two clocks may differ by as much as the lead.
+                if event.id in wait.seen or at < stored.stored_at - self._settings.lead_ms:
+                    return
+                if wait.purpose == "cancel":
+                    text = f"the event {event.name!r} ({event.id}) cancels it"
+                    await self._endings.cancel(
+                        wait.function, wait.run, Failure(type="CancelledByEvent", message=text)
+                    )
+                    return
+                if not await self._waits.meet(stored, wait, Met(at=self._clock.now(), event=event)):
+                    return
+            elif wait.met.event is None or wait.met.event.id != event.id:
+                return  # another event was first
+            await self._waits.wake(wait)
+
+        await each(wake, await self._waits.found_by(event))
+
+    async def _store(self, routed: "Sequence[_Routed]") -> None:
         """What each delivery leads to, and then its acknowledgement; hand back what could not be stored."""
-        standing = set(await self._bus.publish_groups(groups))
-        for index, delivery in enumerate(deliveries):
+        standing = set(await self._bus.publish_groups(one.messages for one in routed))
+        for index, one in enumerate(routed):
             if index in standing:
-                await delivery.ack()
-        await self._process.hand_back([d for index, d in enumerate(deliveries) if index not in standing])
+                await one.delivery.ack()
+        await self._process.hand_back(
+            [one.delivery for index, one in enumerate(routed) if index not in standing]
+        )
 
     async def _bury(self, delivery: Delivery, reason: str) -> None:
         await bury(self._bus, self._process.metrics, delivery, "event", reason)
@@ -195,6 +237,16 @@ class EventRouter:
                 log.error("a function's registry entry cannot be read", key=key, reason=str(error))
         log.debug("triggers loaded", functions=len(keys), sequence=sequence)
         return triggers
+
+
+@dataclass(frozen=True, slots=True)
+class _Routed:
+    """An event and what it leads to: runs, or a message that is held."""
+
+    delivery: Delivery
+    event: Event
+    runs: tuple[Run, ...]
+    messages: list[Outgoing]
 
 
 def _released(delivery: Delivery) -> Event:

@@ -9,12 +9,13 @@ import structlog
 
 from jetcron.bus import Bus, StoredMessage
 from jetcron.clock import Clock
-from jetcron.errors import TryAgain, Unconfirmed, WrongSequence
-from jetcron.journal import RunJournal
+from jetcron.endings import Endings
+from jetcron.journal import History
 from jetcron.many import each
 from jetcron.settings import Settings
+from jetcron.waits import Waits
 from jetcron_protocol.codec import DecodeError, decode
-from jetcron_protocol.messages import Failure, Function, JournalEntry, Run
+from jetcron_protocol.messages import Failure, Function, Run
 from jetcron_protocol.subjects import split_function
 
 log = structlog.get_logger("jetcron.cron-sync")
@@ -28,7 +29,7 @@ class Retirement:
         self._names = bus.names
         self._clock = clock
         self._settings = settings
-        self._by = by
+        self._endings = Endings(bus, clock, settings, Waits(bus, clock, settings), by=by)
 
     async def settle(self) -> None:
         """Wait until what was released, or read as active, before the function was archived has become a run."""
@@ -62,29 +63,13 @@ class Retirement:
         except DecodeError as error:
             log.error("a run of an archived function cannot be read", function=function.id, reason=str(error))
             return False
-        except Unconfirmed as error:
-            raise TryAgain(0, 0, str(error)) from None
 
     async def _end(self, run: Run, function: Function) -> bool:
-        while True:
-            journal = RunJournal(self._bus, function.id, run.run, patience=10)
-            history = await journal.read()
-            if history.finished:
-                return True
-            if history.claim is not None and await self._alive(function, history.claim.executor):
-                return False
-            entry = JournalEntry(
-                entry="cancelled",
-                turn=run.turn,
-                at=self._clock.now(),
-                executor=self._by,
-                error=Failure(type="Archived", message=f"{function.id} was archived before it ran"),
-            )
-            try:
-                await journal.finish(entry, keep=self._settings.keep_failed, keep_steps=True)
-            except WrongSequence:
-                continue  # somebody wrote meanwhile: read again what
-            return True
+        async def executing(history: History) -> bool:
+            return history.claim is not None and await self._alive(function, history.claim.executor)
+
+        failure = Failure(type="Archived", message=f"{function.id} was archived before it ran")
+        return await self._endings.cancel(function.id, run.run, failure, unless=executing) is not None
 
     async def _alive(self, function: Function, executor: str) -> bool:
         app, _ = split_function(function.id)

@@ -1,0 +1,138 @@
+"""What follows the end of a run, whoever ended it: its parent is woken, its waits are forgotten, others are told.
+
+Owns the part that needs no more than the last entry of the journal, from which it is repeated until the run's
+message is acknowledged: the same however often. If the process dies in between, whoever gets the message again
+does the rest.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import structlog
+
+from jetcron import dispatch
+from jetcron.bus import Bus
+from jetcron.clock import Clock
+from jetcron.errors import TryAgain, Unconfirmed, WrongSequence
+from jetcron.journal import History, RunJournal
+from jetcron.settings import Settings
+from jetcron.waits import Waits
+from jetcron_protocol import messages
+from jetcron_protocol.codec import encode
+from jetcron_protocol.ids import digest, ulid, ulid_time
+from jetcron_protocol.messages import About, Cancelled, Failure, JournalEntry, Met
+from jetcron_protocol.subjects import HANDLER, split_function
+
+log = structlog.get_logger("jetcron.endings")
+
+
+class Endings:
+    """Does what follows a last entry, and ends runs for others than their executor."""
+
+    def __init__(self, bus: Bus, clock: Clock, settings: Settings, waits: Waits, *, by: str) -> None:
+        self._bus = bus
+        self._names = bus.names
+        self._clock = clock
+        self._settings = settings
+        self._waits = waits
+        self._by = by
+
+    async def follow(
+        self, function: str, run: str, last: JournalEntry, about: About, *, tell: bool = True
+    ) -> None:
+        """What the last entry of a run leads to. `tell`: by an event too, though it did not fail."""
+        if about.parent is not None and about.parent_function is not None and about.parent_step is not None:
+            met = Met(
+                at=last.at,
+                outcome=last.entry,  # type: ignore[arg-type]  # it is one of the three ends
+                result=last.result,
+                object=last.object,
+                error=last.error,
+            )
+            await self._waits.child_ended(about.parent_function, about.parent, about.parent_step, met)
+        for subject in [*about.cancels, *(opened.wait for opened in last.waits or () if opened.wait)]:
+            await self._waits.close(subject)
+        for done in last.steps or ():
+            if done.object is None:
+                continue
+            if last.entry == "completed":
+                await self._bus.drop_object(done.object)
+            else:
+                await self._bus.expire_object(done.object, ttl=self._settings.keep_failed)
+        if is_told(function, about):
+            if last.entry == "failed":
+                await self._tell(dispatch.FUNCTION_FAILED, function, run, last, about)
+            if tell:
+                await self._tell(dispatch.FUNCTION_FINISHED, function, run, last, about)
+
+    async def _tell(self, name: str, function: str, run: str, last: JournalEntry, about: About) -> None:
+        await self._bus.store(dispatch.event(self._names, _event(name, function, run, last, about)))
+
+    async def cancel(
+        self,
+        function: str,
+        run: str,
+        failure: Failure,
+        *,
+        unless: Callable[[History], Awaitable[bool]] | None = None,
+    ) -> JournalEntry | None:
+        """End a run as cancelled; its last entry, another one if it had ended before.
+
+        None if it goes on because of `unless`. Raises `TryAgain`, `DecodeError` when its journal cannot be read.
+        """
+        while True:
+            journal = RunJournal(self._bus, function, run, patience=10)
+            history = await journal.read()
+            if history.finished:
+                last = history.last
+                assert last is not None
+                break
+            if unless is not None and await unless(history):
+                return None
+            entry = JournalEntry(
+                entry="cancelled",
+                turn=history.last.turn if history.last is not None else 0,
+                at=self._clock.now(),
+                executor=self._by,
+                error=failure,
+            )
+            try:
+                last = await journal.finish(entry, keep=self._settings.keep_failed, keep_steps=True)
+                break
+            except WrongSequence:
+                continue  # somebody wrote meanwhile: read again what
+            except Unconfirmed as error:
+                raise TryAgain(0, 0, str(error)) from None
+        if last.entry == "cancelled":
+            await self._bus.purge(self._names.work, self._names.runs_later_of(function, run))
+            if last.about is not None:
+                await self.follow(function, run, last, last.about)
+            app, _ = split_function(function)
+            # Its executor may not hear it; then its next entry is refused, and it looks now and then.
+            await self._bus.post(self._names.cancelled(app), encode(Cancelled(run=run)))
+        return last
+
+
+def is_told(function: str, about: About) -> bool:
+    """Whether events tell of the run's end: those started by such an event, and handlers of failures, emit none."""
+    ours = about.event is not None and about.event.startswith(dispatch.SYSTEM_EVENTS)
+    return not ours and not function.endswith(HANDLER)
+
+
+def _event(name: str, function: str, run: str, last: JournalEntry, about: About) -> messages.Event:
+    """One of our own events: the same for the same end of the same run."""
+    data: dict[str, Any] = {
+        "function": function,
+        "run": run,
+        "outcome": last.entry,
+        "attempts": last.attempt + 1,
+        "trigger": about.trigger,
+        "scheduled_at": about.scheduled_at,
+        "event": about.event,
+        "event_id": about.event_id,
+    }
+    if last.error is not None:
+        data["error"] = {"type": last.error.type, "message": last.error.message}
+    return messages.Event(
+        id=ulid(ulid_time(run) or 0, digest(name, run, last.turn)), name=name, ts=last.at, data=data
+    )
