@@ -186,8 +186,8 @@ def _without_result(done: StepResult) -> StepResult:
     return replace(done, result=None, object=None)
 
 
-def about(run: Run) -> About:
-    """Where a run came from, for its journal."""
+def about(run: Run, cancels: Sequence[str] = ()) -> About:
+    """Where a run came from, for its journal, and where what cancels it is waited for."""
     event = run.event
     return About(
         trigger=run.trigger,
@@ -199,6 +199,7 @@ def about(run: Run) -> About:
         parent=run.parent,
         parent_function=run.parent_function,
         parent_step=run.parent_step,
+        cancels=list(cancels),
     )
 
 
@@ -224,10 +225,11 @@ class RunJournal:
         self.history.size = sum(len(message.payload) for message in messages)
         return self.history
 
-    async def append(self, entry: JournalEntry, *, most: int | None = None) -> None:
-        """Append; raises `WrongSequence` when somebody else wrote, `Unconfirmed` when nobody can tell.
+    async def append(self, entry: JournalEntry, *, most: int | None = None) -> int:
+        """Append; how many steps are done by then.
 
-        Raises `PayloadTooLarge`, and appends nothing, if the journal would have more than `most` bytes.
+        Raises `WrongSequence` when somebody else wrote, `Unconfirmed` when nobody can tell, and `PayloadTooLarge`
+        when the journal would have more than `most` bytes; then nothing is appended.
         """
         body = encode(entry)
         async with self._turn:
@@ -238,6 +240,7 @@ class RunJournal:
             sequence = await self._bus.append(self._subject, body, headers, patience=self._patience)
             step(self.history, sequence, entry)
             self.history.size = size
+            return len(self.history.steps)
 
     async def finish(self, entry: JournalEntry, *, keep: int, keep_steps: bool) -> JournalEntry:
         """Append the last entry in place of all others, kept `keep` seconds; raises as `append`.

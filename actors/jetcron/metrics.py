@@ -94,7 +94,7 @@ class Metrics:
                 self.duration.labels(function),
                 {
                     outcome: self.ended.labels(function, outcome)
-                    for outcome in ("completed", "retrying", "failed")
+                    for outcome in ("completed", "waiting", "retrying", "failed", "cancelled")
                 },
             )
         return found

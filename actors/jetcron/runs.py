@@ -15,10 +15,10 @@ from jetcron.errors import (
     TryAgain,
 )
 from jetcron.journal import History, fold, read_entries
-from jetcron_protocol.codec import DecodeError, decode
+from jetcron_protocol.codec import DecodeError, decode, unpack
 from jetcron_protocol.messages import Failure, Gap, JournalEntry
 
-Status = Literal["queued", "running", "retrying", "completed", "failed", "cancelled"]
+Status = Literal["queued", "running", "waiting", "retrying", "completed", "failed", "cancelled"]
 
 _LISTEN_SECONDS = 5.0
 
@@ -54,7 +54,7 @@ class RunHandle:
         return view(self.function, self.id, fold(read_entries(messages)))
 
     async def status(self) -> Status:
-        """``queued``, ``running``, ``retrying``, ``completed``, ``failed`` or ``cancelled``."""
+        """``queued``, ``running``, ``waiting``, ``retrying``, ``completed``, ``failed`` or ``cancelled``."""
         return (await self.view()).status
 
     async def history(self) -> History:
@@ -69,7 +69,9 @@ class RunHandle:
         async with asyncio.timeout(timeout):
             final = await self._final()
         if final.status == "completed":
-            return final.result
+            assert final.history.last is not None
+            kept = final.history.last.object
+            return final.result if kept is None else unpack(await self._bus.get_object(kept))
         error = final.error or Failure(type=final.status, message="")
         raise RunFailed(self.id, error.type, error.message, error.traceback)
 
@@ -97,7 +99,8 @@ def view(function: str, run: str, history: History) -> RunView:
     last = history.last
     if last is None:
         return RunView(run, function, "queued", history)
-    status: Status = "running" if last.entry in ("claimed", "step") else last.entry  # type: ignore[assignment]
+    running = last.entry in ("claimed", "opened", "step")
+    status: Status = "running" if running else last.entry  # type: ignore[assignment]
     return RunView(run, function, status, history, last.result if status == "completed" else None, last.error)
 
 

@@ -271,13 +271,13 @@ async def test_a_result_nobody_can_store_fails_the_run(shared_nats: NatsServer) 
 
     @app.function()
     async def too_large(ctx: Context) -> Any:
-        return b"x" * 2_000_000
+        return b"x" * 65 * 1024**2
 
     async with house(shared_nats, app) as h:
         failed = await h.failure("a_set")
         assert "builtins.set" in failed.message
         failed = await h.failure("too_large")
-        assert "2000005 bytes" in failed.message
+        assert "at most 67108864 can be stored" in failed.message
         assert len(h.stack.journal.of("claimed")) == 2, "neither is retried"
 
 

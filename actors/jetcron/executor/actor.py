@@ -13,12 +13,16 @@ from jetcron.app import App, FunctionDefinition
 from jetcron.bus import Bus, Delivery
 from jetcron.clock import Clock
 from jetcron.errors import LeaseLost, NotFound, TryAgain, Unconfirmed, WrongSequence
+from jetcron.executor.branches import watch_tasks
+from jetcron.executor.demand import Demand
 from jetcron.executor.lease import Identity, Lease
 from jetcron.executor.room import Room
 from jetcron.executor.worker import Worker
 from jetcron.process import FATAL, UNHANDLED_SECONDS, Process
 from jetcron.registration import ensure_registered
 from jetcron.settings import Settings
+from jetcron_protocol.codec import DecodeError, decode
+from jetcron_protocol.messages import Cancelled
 
 log = structlog.get_logger("jetcron.executor")
 
@@ -49,6 +53,7 @@ class Executor:
         self._room = Room(clock, settings.slots, settings.holding, len(app.functions))
         process.metrics.running.set_function(lambda: self._room.running)
         process.metrics.holding.set_function(lambda: self._room.holding)
+        self._demand = Demand(bus, clock)
         self._worker = Worker(
             bus,
             clock,
@@ -57,11 +62,13 @@ class Executor:
             self._lease,
             self._room,
             anyio.CapacityLimiter(settings.slots),
+            told=lambda: self._demand.wanted,
         )
 
     async def run(self) -> None:
         """Register, then execute until told to stop; returns when what was in hand has ended."""
         self._app.check()
+        watch_tasks(asyncio.get_running_loop())
         await self._lease.open()
         try:
             registration = asyncio.create_task(
@@ -69,7 +76,13 @@ class Executor:
             )
             keeping = [
                 asyncio.create_task(work)
-                for work in (self._lease.keep(), self._progress(), self._room.ring())
+                for work in (
+                    self._lease.keep(),
+                    self._progress(),
+                    self._room.ring(),
+                    self._demand.keep(),
+                    self._hear_cancelled(),
+                )
             ]
             try:
                 async with asyncio.TaskGroup() as group:
@@ -205,3 +218,17 @@ class Executor:
             for delivery, identity in list(self._in_hand.values()):
                 if not self._lease.expired(identity):
                     await delivery.in_progress()
+            try:
+                await self._worker.look_for_cancelled()
+            except TryAgain as error:
+                log.debug("cannot look for cancelled runs", reason=str(error))
+
+    async def _hear_cancelled(self) -> None:
+        """Stop the code of runs that somebody ended."""
+        async with self._bus.listen(self._bus.names.cancelled(self._app.name)) as heard:
+            while True:
+                _, payload = await heard.get()
+                try:
+                    self._worker.cancel(decode(Cancelled, payload).run)
+                except DecodeError as error:
+                    log.warning("a word of a cancelled run cannot be read", reason=str(error))

@@ -1,4 +1,4 @@
-"""A run in an executor's hands: what it knows of it, and the memory its steps have in the journal.
+"""A run in an executor's hands: what it knows of it, and how it writes to its journal.
 
 Owns the attempt's view of its own journal. Who lost the run, or whose code has ended, records nothing more here.
 """
@@ -8,31 +8,45 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from jetcron.bus import Bus, Delivery
+from jetcron.bus import Delivery
 from jetcron.clock import Clock
-from jetcron.errors import LeaseLost, NonRetriableError, Unconfirmed, WrongSequence
-from jetcron.events import store_events
+from jetcron.errors import (
+    LeaseLost,
+    NonRetriableError,
+    PayloadTooLarge,
+    Signal,
+    Unconfirmed,
+    WrongSequence,
+)
+from jetcron.executor.branches import OUTSIDE
 from jetcron.executor.lease import Identity, Lease
 from jetcron.journal import RunJournal, about
-from jetcron_protocol import messages
-from jetcron_protocol.messages import JournalEntry, Run, StepResult
+from jetcron_protocol.messages import JournalEntry, OpenStep, Run
 
 
 @dataclass(slots=True)
 class Claimed:
-    """A run that is ours to execute, under `identity`. Also the attempt's memory of its steps."""
+    """A run that is ours to execute, under `identity`."""
 
     run: Run
     delivery: Delivery
     journal: RunJournal
     identity: Identity
     lease: Lease
-    bus: Bus
     clock: Clock
+    handler: str | None = None
+    """The function that handles its failure."""
+    deadline: int | None = None
+    """When it must have ended, epoch ms."""
     started: int | None = None
     lost: bool = False
     ended: bool = False
-    recording: set["asyncio.Task[None]"] = field(default_factory=set)
+    recording: set["asyncio.Task[int]"] = field(default_factory=set)
+    executing: "asyncio.Task[Any] | None" = None
+    interrupted: Signal | None = None
+    """Why we cancelled its code, if we did."""
+    waits_on: list[OpenStep] = field(default_factory=list)
+    """The steps all its branches wait on, once it is released."""
 
     @property
     def attempt(self) -> int:
@@ -50,8 +64,8 @@ class Claimed:
             **fields,
         )
 
-    def claim_entry(self, attempt: int, lost: int) -> JournalEntry:
-        """The entry that makes the run ours; the first of a run says where it came from."""
+    def claim_entry(self, attempt: int, lost: int, cancels: Sequence[str]) -> JournalEntry:
+        """The entry that makes the run ours; the first of a run says where it came from, and what cancels it."""
         return JournalEntry(
             entry="claimed",
             turn=self.run.turn,
@@ -61,7 +75,7 @@ class Claimed:
             message=self.delivery.sequence,
             attempt=attempt,
             lost=lost,
-            about=about(self.run) if self.journal.history.about is None else None,
+            about=about(self.run, cancels) if self.journal.history.about is None else None,
         )
 
     def check(self) -> None:
@@ -69,35 +83,37 @@ class Claimed:
         if self.lost or self.lease.expired(self.identity):
             raise LeaseLost
 
-    def _check_running(self, step: str) -> None:
-        """A task the user's code left behind must not write after the run's last entry."""
+    def check_running(self, step: str) -> None:
+        """Raise unless the run's code may go on: a task it left behind must not write after its last entry."""
+        if self.interrupted is not None:
+            raise self.interrupted
         if self.ended:
             raise NonRetriableError(f"step {step!r}: its run has ended; await every step before you return")
 
-    # What `context.Memory` asks for.
+    def interrupt(self, signal: Signal) -> None:
+        """Unwind the run's code; whatever it does with its cancellation, none of its steps does anything more."""
+        if self.interrupted is None and self.executing is not None:
+            self.interrupted = signal
+            self.executing.cancel()
 
-    def now(self) -> int:
-        return self.clock.now()
+    async def append(self, entry: JournalEntry, *, most: int) -> int:
+        """Append while the code runs; how many steps are done by then.
 
-    def done(self, step: str) -> StepResult | None:
-        self._check_running(step)
-        return self.journal.history.steps.get(step)
-
-    async def send(self, events: Sequence[messages.Event]) -> None:
+        Raises `LeaseLost` when it cannot be known to stand, `PayloadTooLarge` as `RunJournal.append`.
+        """
         self.check()
-        await store_events(self.bus, events)
-
-    async def record(self, step: str, op: str, result: Any) -> None:
-        self.check()
-        self._check_running(step)
+        self.check_running(entry.step or "")
         # A time-out in the user's code may cancel us here. The append goes on: cut off, its outcome would be
         # unknown, and with it the sequence the next one must expect.
-        append = asyncio.create_task(self.journal.append(self.entry("step", step=step, op=op, result=result)))
+        append = asyncio.create_task(self.journal.append(entry, most=most), context=OUTSIDE.copy())
         self.recording.add(append)
         try:
-            await asyncio.shield(append)
+            return await asyncio.shield(append)
         except (WrongSequence, Unconfirmed):
             raise LeaseLost from None
+        except PayloadTooLarge:
+            self.recording.discard(append)
+            raise
 
     async def settle(self) -> None:
         """The user's code has ended: wait for what it left being recorded, and let it record nothing more.

@@ -74,7 +74,7 @@ def decide(
         return Claim(attempt=0) if turn == 0 else Acknowledge("it finished and was forgotten")
     if last.entry in FINISHED or turn < last.turn:
         return FollowUp()
-    if last.entry == "retrying":
+    if last.entry in ("retrying", "waiting"):
         if turn == last.turn:
             return FollowUp()
         if turn == last.turn + 1:

@@ -7,17 +7,21 @@ its timeout goes on in its thread, for threads cannot be stopped; its late resul
 import asyncio
 import inspect
 import traceback
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 import anyio.to_thread
+import structlog
 
 from jetcron.app import FunctionDefinition
 from jetcron.context import Context
 from jetcron.dispatch import storable
 from jetcron.errors import PayloadInvalid, Signal, signal_in
 from jetcron_protocol.messages import Failure
+
+log = structlog.get_logger("jetcron.executor")
 
 _MAX_TRACEBACK = 16_000
 _MAX_MESSAGE = 4_000
@@ -37,21 +41,38 @@ class Raised:
     error: BaseException
 
 
-Outcome = Returned | Raised
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Every branch of it waits: it left, and begins again when a wait is over."""
+
+
+Outcome = Returned | Raised | Waiting
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """How long the code may run, in seconds, and what it failed if it runs longer."""
+
+    seconds: float
+    error: BaseException
 
 
 async def invoke(
-    definition: FunctionDefinition, context: Context, data: Any, limiter: anyio.CapacityLimiter
+    definition: FunctionDefinition,
+    context: Context,
+    data: Any,
+    limiter: anyio.CapacityLimiter,
+    bound: Bound | None,
 ) -> Outcome:
-    """One attempt, within the function's timeout.
+    """Call the user's code, within the bound if there is one.
 
     A cancellation of ours and signals pass through; a cancellation of the user's own is a failure.
     """
     try:
         args = (context,) if definition.payload is None else (context, definition.payload.read(data))
-        if definition.timeout is None:
+        if bound is None:
             return Returned(await _call(definition, args, limiter))
-        return await _within_timeout(definition, args, limiter)
+        return await _within(bound, _call(definition, args, limiter))
     except asyncio.CancelledError as error:
         task = asyncio.current_task()
         if task is not None and task.cancelling():
@@ -72,26 +93,43 @@ async def invoke(
 async def _call(definition: FunctionDefinition, args: tuple[Any, ...], limiter: anyio.CapacityLimiter) -> Any:
     if definition.is_async:
         return await definition.handler(*args)
-    result = await anyio.to_thread.run_sync(
-        definition.handler, *args, abandon_on_cancel=True, limiter=limiter
-    )
+    thread = _Thread(definition, args)
+    try:
+        result = await anyio.to_thread.run_sync(thread.run, abandon_on_cancel=True, limiter=limiter)
+    except asyncio.CancelledError:
+        thread.abandoned = True
+        raise
     return await result if inspect.isawaitable(result) else result
 
 
-async def _within_timeout(
-    definition: FunctionDefinition, args: tuple[Any, ...], limiter: anyio.CapacityLimiter
-) -> Outcome:
-    assert definition.timeout is not None
-    seconds = definition.timeout.total_seconds()
-    bound = asyncio.timeout(seconds)
+class _Thread:
+    """A plain function in its thread, which says so when it ends after nobody waits for it any more."""
+
+    def __init__(self, definition: FunctionDefinition, args: tuple[Any, ...]) -> None:
+        self._definition = definition
+        self._args = args
+        self.abandoned = False
+
+    def run(self) -> Any:
+        try:
+            return self._definition.handler(*self._args)
+        finally:
+            if self.abandoned:
+                log.warning(
+                    "a function ended after its run was over, what it returned is dropped",
+                    function=self._definition.id,
+                )
+
+
+async def _within(bound: Bound, call: Coroutine[Any, Any, Any]) -> Outcome:
+    scope = asyncio.timeout(bound.seconds)
     try:
-        async with bound:
-            return Returned(await _call(definition, args, limiter))
+        async with scope:
+            return Returned(await call)
     except TimeoutError:
-        if not bound.expired():
+        if not scope.expired():
             raise
-        note = "" if definition.is_async else "; its thread cannot be stopped and may still be running"
-        return Raised(TimeoutError(f"{definition.id} did not end within its timeout of {seconds:g} s{note}"))
+        return Raised(bound.error)
 
 
 def describe(error: BaseException) -> Failure:

@@ -4,7 +4,10 @@ Owns the order: the journal first, then what its last entry leads to, the same h
 the process dies in between, whoever gets the message again finds the entry and repeats what follows.
 """
 
+import asyncio
+import logging
 import random
+from collections.abc import Callable
 from typing import Any
 
 import structlog
@@ -13,23 +16,46 @@ from jetcron import dispatch, retry
 from jetcron.app import FunctionDefinition
 from jetcron.bus import Bus
 from jetcron.clock import Clock
+from jetcron.endings import Endings
 from jetcron.errors import NonRetriableError, PayloadTooLarge
 from jetcron.executor.claimed import Claimed
-from jetcron.executor.invoke import Outcome, Raised, Returned, describe
+from jetcron.executor.invoke import Outcome, Raised, Returned, Waiting, describe
+from jetcron.journal import about
 from jetcron.metrics import Metrics
 from jetcron.settings import Settings
-from jetcron_protocol import messages
+from jetcron.waits import Waits
 from jetcron_protocol.codec import EncodeError, pack
-from jetcron_protocol.ids import digest, ulid, ulid_time
-from jetcron_protocol.messages import Failure, JournalEntry, Run
+from jetcron_protocol.ids import child_run_id
+from jetcron_protocol.messages import Failure, JournalEntry, Run, data_of
+from jetcron_protocol.subjects import HANDLER
 
 log = structlog.get_logger("jetcron.executor")
+
+_LEVELS = {
+    "completed": logging.DEBUG,
+    "waiting": logging.DEBUG,
+    "retrying": logging.WARNING,
+    "failed": logging.ERROR,
+    "cancelled": logging.WARNING,
+}
 
 
 class Recorder:
     """Records the ends of attempts."""
 
-    def __init__(self, bus: Bus, clock: Clock, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        clock: Clock,
+        settings: Settings,
+        metrics: Metrics,
+        waits: Waits,
+        *,
+        told: Callable[[], bool],
+    ) -> None:
+        self._told = told
+        self._waits = waits
+        self._endings = Endings(bus, clock, settings, waits, by="executor")
         self._bus = bus
         self._names = bus.names
         self._clock = clock
@@ -40,37 +66,51 @@ class Recorder:
     async def record(self, definition: FunctionDefinition, claimed: Claimed, outcome: Outcome) -> None:
         """Journal how an attempt ended, and do what follows. Raises as `RunJournal.append`."""
         match outcome:
+            case Waiting():
+                await self._wait(claimed)
+                return
             case Returned(result=result):
-                problem = self._unstorable(result)
-                if problem is None:
+                try:
                     await self._complete(definition, claimed, result)
                     return
-                error: BaseException = NonRetriableError(
-                    f"{definition.id} returned what cannot be stored: {problem}"
-                )
+                except (EncodeError, PayloadTooLarge) as problem:
+                    error: BaseException = NonRetriableError(
+                        f"{definition.id} returned what cannot be stored: {problem}"
+                    )
             case Raised(error=error):
                 pass
         await self._retry_or_fail(definition, claimed, error)
 
-    def _unstorable(self, result: Any) -> str | None:
-        if result is None:
-            return None
-        try:
-            size = len(pack(result))
-        except EncodeError as error:
-            return str(error)
-        limit = self._bus.max_body
-        return f"its result has {size} bytes; at most {limit} are stored" if size > limit else None
+    async def _wait(self, claimed: Claimed) -> None:
+        """Every branch waits: the next turn comes at the earliest of their times, or of the deadline."""
+        times = [opened.until for opened in claimed.waits_on]
+        if claimed.deadline is not None:
+            times.append(claimed.deadline)
+        entry = claimed.entry(
+            "waiting",
+            started=claimed.started,
+            next_at=min(times),
+            on=[opened.id for opened in claimed.waits_on],
+        )
+        await claimed.journal.append(entry)
+        self._ended(claimed, entry, on=entry.on, again_at=entry.next_at)
+        await self.follow_up(claimed)
 
     async def _complete(self, definition: FunctionDefinition, claimed: Claimed, result: Any) -> None:
-        entry = claimed.entry("completed", result=result, started=claimed.started)
-        try:
-            await claimed.journal.finish(entry, keep=self._keep(definition, failed=False), keep_steps=False)
-        except PayloadTooLarge as error:
-            too_large = NonRetriableError(f"{definition.id} returned too much to be stored: {error}")
-            await self._retry_or_fail(definition, claimed, too_large)
-            return
+        """Raises `EncodeError` or `PayloadTooLarge`, and records nothing, for a result that cannot be stored."""
+        keep = self._keep(definition, failed=False)
+        kept: dict[str, Any] = {"result": result}
+        if result is not None:
+            body = pack(result)
+            if len(body) > self._settings.max_result:
+                raise PayloadTooLarge(len(body), self._settings.max_result)
+            if len(body) > self._settings.max_inline:
+                # Under a name of its own, for what the run's steps left goes now.
+                kept = {"object": await self._bus.put_object(f"{claimed.run.run}-result", "", body, ttl=keep)}
+        entry = claimed.entry("completed", started=claimed.started, **kept)
+        await claimed.journal.finish(entry, keep=keep, keep_steps=False)
         self._ended(claimed, entry)
+        await self.follow_up(claimed)
 
     async def _retry_or_fail(
         self, definition: FunctionDefinition, claimed: Claimed, error: BaseException
@@ -84,6 +124,8 @@ class Recorder:
             spread=self._random.random(),
         )
         match decision:
+            case retry.RetryAt(at_ms=at) if claimed.deadline is not None and at >= claimed.deadline:
+                await self.fail(definition, claimed, failure, "the next attempt would be after its deadline")
             case retry.RetryAt(at_ms=at):
                 entry = claimed.entry("retrying", started=claimed.started, error=failure, next_at=at)
                 await claimed.journal.append(entry)
@@ -107,6 +149,13 @@ class Recorder:
         self._ended(claimed, entry, error=f"{failure.type}: {failure.message}", reason=reason)
         await self.follow_up(claimed)
 
+    async def cancel(self, definition: FunctionDefinition, claimed: Claimed, failure: Failure) -> None:
+        """End a run of ours as cancelled."""
+        entry = claimed.entry("cancelled", error=failure)
+        await claimed.journal.finish(entry, keep=self._keep(definition, failed=True), keep_steps=True)
+        self._ended(claimed, entry, error=f"{failure.type}: {failure.message}")
+        await self.follow_up(claimed)
+
     async def follow_up(self, claimed: Claimed) -> None:
         """What the journal's last entry leads to: the same however often it is repeated."""
         last = claimed.journal.history.last
@@ -114,19 +163,59 @@ class Recorder:
         run = claimed.run
         match last.entry:
             case "retrying":
-                at = last.next_at if last.next_at is not None else last.at
-                message = dispatch.next_turn(
-                    self._names, run, turn=last.turn + 1, fire_at=at, lead=self._settings.lead_ms
-                )
-                await self._bus.store(message)
-            case "failed":
-                failure = last.error or Failure(type="unknown", message="")
-                reason = f"{failure.type}: {failure.message}"
-                await self._bus.store(
-                    dispatch.failed_run(self._names, run, claimed.delivery, reason, last.at)
-                )
-                if not _is_systems(run):
-                    await self._bus.store(dispatch.event(self._names, _failed_event(run, last, failure)))
+                await self._hold(run, last)
+            case "waiting":
+                await self._hold(run, last)
+                if await self._any_met(claimed):
+                    now = self._clock.now()
+                    await self._bus.store(dispatch.woken(self._names, run, turn=last.turn + 1, now=now))
+            case "completed" | "failed" | "cancelled":
+                if last.entry == "failed":
+                    await self._bury(claimed, last)
+                about_ = last.about or about(run)
+                await self._endings.follow(run.function, run.run, last, about_, tell=self._told())
+
+    async def _hold(self, run: Run, last: JournalEntry) -> None:
+        at = last.next_at if last.next_at is not None else last.at
+        await self._bus.store(
+            dispatch.next_turn(self._names, run, turn=last.turn + 1, fire_at=at, lead=self._settings.lead_ms)
+        )
+
+    async def _any_met(self, claimed: Claimed) -> bool:
+        """Whether what the run waits for came while it was leaving: who brought it saw nobody waiting yet."""
+        history = claimed.journal.history
+        assert history.last is not None
+        waits = (history.waits.get(step) for step in history.last.on or ())
+        subjects = [opened.wait for opened in waits if opened is not None and opened.wait is not None]
+        found = await asyncio.gather(*(self._waits.look(subject) for subject in subjects))
+        return any(met is not None for met in found)
+
+    async def _bury(self, claimed: Claimed, last: JournalEntry) -> None:
+        """A dead letter, and a run of the function that handles failures."""
+        run = claimed.run
+        failure = last.error or Failure(type="unknown", message="")
+        reason = f"{failure.type}: {failure.message}"
+        await self._bus.store(dispatch.failed_run(self._names, run, claimed.delivery, reason, last.at))
+        if claimed.handler is None:
+            return
+        handling = Run(
+            run=child_run_id(run.run, f"{HANDLER} {last.turn}"),
+            function=claimed.handler,
+            trigger="invoke",
+            fire_at=last.at,
+            parent=run.run,
+            parent_function=run.function,
+            payload={
+                "function": run.function,
+                "run": run.run,
+                "error": {"type": failure.type, "message": failure.message},
+                "attempts": last.attempt + 1,
+                "data": data_of(run),
+            },
+        )
+        await self._bus.store(
+            dispatch.new_run(self._names, handling, now=self._clock.now(), lead=self._settings.lead_ms)
+        )
 
     def _keep(self, definition: FunctionDefinition, *, failed: bool) -> int:
         if definition.keep is not None:
@@ -136,32 +225,10 @@ class Recorder:
     def _ended(self, claimed: Claimed, entry: JournalEntry, **more: Any) -> None:
         run, outcome = claimed.run, entry.entry
         self._metrics.of(run.function).ended[outcome].inc()
-        level = {"completed": log.debug, "retrying": log.warning, "failed": log.error}[outcome]
+        level = _LEVELS[outcome]
         took = entry.at - claimed.started if claimed.started is not None else None
         if entry.error is not None:
             more["exception"] = entry.error.traceback
-        level(outcome, function=run.function, run=run.run, attempt=entry.attempt, took_ms=took, **more)
-
-
-def _is_systems(run: Run) -> bool:
-    """A run started by one of our own events emits none: no loops."""
-    return run.event is not None and run.event.name.startswith(dispatch.SYSTEM_EVENTS)
-
-
-def _failed_event(run: Run, last: JournalEntry, failure: Failure) -> messages.Event:
-    """`jetcron.function.failed`, the same for the same run."""
-    return messages.Event(
-        id=ulid(ulid_time(run.run) or 0, digest("failed", run.run)),
-        name=dispatch.FUNCTION_FAILED,
-        ts=last.at,
-        data={
-            "function": run.function,
-            "run": run.run,
-            "attempts": last.attempt + 1,
-            "error": {"type": failure.type, "message": failure.message},
-            "trigger": run.trigger,
-            "scheduled_at": run.scheduled_at,
-            "event": run.event.name if run.event else None,
-            "event_id": run.event.id if run.event else None,
-        },
-    )
+        log.log(
+            level, outcome, function=run.function, run=run.run, attempt=entry.attempt, took_ms=took, **more
+        )

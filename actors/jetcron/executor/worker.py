@@ -5,26 +5,40 @@ that another executor finds in its journal and takes over. Who lost a run writes
 repairs the rest.
 """
 
+import asyncio
+from collections.abc import Callable
+
 import anyio
 import structlog
 
 from jetcron.app import FunctionDefinition
 from jetcron.bus import Bus, Delivery
-from jetcron.clock import Clock
-from jetcron.context import Context, data_of
+from jetcron.clock import Clock, from_ms
+from jetcron.context import Context
 from jetcron.dead_letters import bury
-from jetcron.errors import LeaseLost, TryAgain, WrongSequence
+from jetcron.errors import (
+    DeadlineExceeded,
+    LeaseLost,
+    RunCancelled,
+    RunReleased,
+    TryAgain,
+    WrongSequence,
+)
+from jetcron.executor.branches import Branches
 from jetcron.executor.claimed import Claimed
 from jetcron.executor.decide import Acknowledge, Ask, Claim, FollowUp, GiveUp, HandBack, Verdict, decide
-from jetcron.executor.invoke import Outcome, invoke
+from jetcron.executor.invoke import Bound, Outcome, Raised, Waiting, describe, invoke
 from jetcron.executor.lease import Identity, Lease
 from jetcron.executor.record import Recorder
 from jetcron.executor.room import Room
+from jetcron.executor.steps import Steps, Tools
 from jetcron.journal import RunJournal
 from jetcron.metrics import Metrics
+from jetcron.options import MILLISECOND
 from jetcron.settings import Settings
+from jetcron.waits import Waits
 from jetcron_protocol.codec import DecodeError, decode
-from jetcron_protocol.messages import Failure, Run
+from jetcron_protocol.messages import Failure, JournalEntry, Run, data_of
 
 log = structlog.get_logger("jetcron.executor")
 
@@ -44,6 +58,8 @@ class Worker:
         lease: Lease,
         room: Room,
         limiter: anyio.CapacityLimiter,
+        *,
+        told: Callable[[], bool],
     ) -> None:
         self._bus = bus
         self._names = bus.names
@@ -53,9 +69,12 @@ class Worker:
         self._lease = lease
         self._room = room
         self._limiter = limiter
+        self._waits = Waits(bus, clock, settings)
+        self._tools = Tools(bus, clock, settings, limiter, self._waits)
+        self._executing: dict[str, Claimed] = {}
         # Repeating an append past our own lease is of no use: by then the run may be another's.
         self._patience = settings.executor_ttl
-        self._recorder = Recorder(bus, clock, settings, metrics)
+        self._recorder = Recorder(bus, clock, settings, metrics, self._waits, told=told)
 
     async def handle(self, definition: FunctionDefinition, delivery: Delivery, identity: Identity) -> None:
         """Claim, hold, execute, record, acknowledge. Returns with the run's credit still taken.
@@ -76,9 +95,35 @@ class Worker:
             return
         try:
             await self._attempt(definition, claimed)
+        except RunCancelled:
+            # Whoever cancelled it does what follows; if they died, this does.
+            await self._read(claimed)
+            await self._recorder.follow_up(claimed)
         finally:
             identity.runs.discard(run.run)
         await delivery.ack()
+
+    def cancel(self, run: str) -> None:
+        """Stop the code of a run that somebody ended, if it executes here."""
+        claimed = self._executing.get(run)
+        if claimed is not None:
+            log.info("cancelled", function=claimed.run.function, run=run)
+            claimed.interrupt(RunCancelled())
+
+    async def look_for_cancelled(self) -> None:
+        """Stop the code of runs whose journal has ended, for a word of it may have been missed."""
+        subjects = {
+            self._names.journal_of(claimed.run.function, run): run for run, claimed in self._executing.items()
+        }
+        for subject, stored in (await self._bus.multi_last_all(self._names.journal, list(subjects))).items():
+            claimed = self._executing.get(subjects[subject])
+            if claimed is None or stored.sequence <= claimed.journal.history.sequence:
+                continue
+            try:
+                if decode(JournalEntry, stored.payload).entry == "cancelled":
+                    self.cancel(claimed.run.run)
+            except DecodeError:
+                continue  # our next append is refused, and then it is read
 
     async def _attempt(self, definition: FunctionDefinition, claimed: Claimed) -> None:
         """Hold, execute, record, and do what follows."""
@@ -87,7 +132,7 @@ class Worker:
         try:
             claimed.check()
             outcome = await self._execute(definition, claimed)
-        except LeaseLost:
+        except (LeaseLost, RunCancelled):
             await claimed.settle()  # lost for good, or an append whose outcome nobody knows
             raise
         finally:
@@ -106,7 +151,9 @@ class Worker:
     ) -> Claimed | None:
         """Make the run ours, or settle its message; None when there is nothing to execute."""
         journal = RunJournal(self._bus, run.function, run.run, patience=self._patience)
-        claimed = Claimed(run, delivery, journal, identity, self._lease, self._bus, self._clock)
+        claimed = Claimed(
+            run, delivery, journal, identity, self._lease, self._clock, handler=definition.on_failure
+        )
         if run.turn > 0 or delivery.delivered > 1:
             await self._read(claimed)
         while True:
@@ -114,7 +161,11 @@ class Worker:
                 match await self._verdict(claimed):
                     case Claim(attempt=attempt, lost=lost):
                         claimed.check()  # a claim of the dead would only be lost again
-                        await journal.append(claimed.claim_entry(attempt, lost))
+                        if await self._too_late(definition, claimed):
+                            await delivery.ack()
+                            return None
+                        cancels = await self._open_cancels(definition, claimed)
+                        await journal.append(claimed.claim_entry(attempt, lost, cancels))
                         identity.runs.add(run.run)
                         return claimed
                     case GiveUp(lost=lost):
@@ -140,6 +191,30 @@ class Worker:
                         return None
             except WrongSequence:
                 await self._read(claimed)
+
+    async def _too_late(self, definition: FunctionDefinition, claimed: Claimed) -> bool:
+        """End a run that waited too long to begin, or whose deadline has passed."""
+        run, history, now = claimed.run, claimed.journal.history, self._clock.now()
+        due = history.about.fire_at if history.about is not None else run.fire_at
+        if definition.start_timeout is not None and history.last is None:
+            latest = due + definition.start_timeout // MILLISECOND
+            if now > latest:
+                text = f"it was due at {from_ms(due).isoformat()} and had not begun by {from_ms(latest).isoformat()}"
+                await self._recorder.cancel(definition, claimed, Failure(type="StartTimeout", message=text))
+                return True
+        if definition.deadline is not None:
+            claimed.deadline = due + definition.deadline // MILLISECOND
+            if now >= claimed.deadline:
+                error = describe(_deadline_exceeded(definition))
+                await self._recorder.fail(definition, claimed, error, "its deadline passed")
+                return True
+        return False
+
+    async def _open_cancels(self, definition: FunctionDefinition, claimed: Claimed) -> list[str]:
+        """Before a run begins: store the waits for what cancels it. Whoever made the run may have done so before."""
+        if not definition.cancel_on or claimed.journal.history.about is not None:
+            return []
+        return await self._waits.open_cancels(definition.wire().cancel_on, claimed.run)
 
     async def _read(self, claimed: Claimed) -> None:
         try:
@@ -195,7 +270,9 @@ class Worker:
 
     async def _execute(self, definition: FunctionDefinition, claimed: Claimed) -> Outcome:
         run = claimed.run
-        context = Context(run, attempt=claimed.attempt, memory=claimed)
+        branches = Branches(self._clock)
+        steps = Steps(self._tools, claimed, branches, definition.retry)
+        context = Context(run, attempt=claimed.attempt, memory=steps)
         self._metrics.of(run.function).started.inc()
         claimed.started = self._clock.now()
         late = max(claimed.started - run.fire_at, 0)
@@ -208,7 +285,49 @@ class Worker:
             late_ms=late,
             trigger=run.trigger,
         )
+        claimed.executing = branches.main
+        self._executing[run.run] = claimed
+        before = branches.main.cancelling()
         try:
-            return await invoke(definition, context, data_of(run), self._limiter)
+            outcome = await invoke(
+                definition, context, data_of(run), self._limiter, self._bound(definition, claimed)
+            )
+        except (asyncio.CancelledError, RunReleased, RunCancelled):
+            if claimed.interrupted is None:
+                raise
+            outcome = Waiting()
         finally:
+            del self._executing[run.run]
+            claimed.executing = None
+            steps.close()
+            branches.close()
             self._metrics.of(run.function).duration.observe((self._clock.now() - claimed.started) / 1000)
+        if claimed.interrupted is not None:
+            # Whatever the code made of it. Ours was one request to cancel it; another one is somebody else's.
+            if branches.main.uncancel() > before:
+                raise asyncio.CancelledError
+            if isinstance(claimed.interrupted, RunCancelled):
+                raise claimed.interrupted
+            return Waiting()
+        return Raised(steps.broken) if steps.broken is not None else outcome
+
+    def _bound(self, definition: FunctionDefinition, claimed: Claimed) -> Bound | None:
+        """The function's timeout or what is left until the run's deadline, whichever is shorter."""
+        bound: Bound | None = None
+        if definition.timeout is not None:
+            seconds = definition.timeout.total_seconds()
+            note = "" if definition.is_async else "; its thread cannot be stopped and may still be running"
+            text = f"{definition.id} did not end within its timeout of {seconds:g} s{note}"
+            bound = Bound(seconds, TimeoutError(text))
+        if claimed.deadline is not None:
+            left = max(claimed.deadline - self._clock.now(), 0) / 1000
+            if bound is None or left < bound.seconds:
+                bound = Bound(left, _deadline_exceeded(definition))
+        return bound
+
+
+def _deadline_exceeded(definition: FunctionDefinition) -> DeadlineExceeded:
+    assert definition.deadline is not None
+    return DeadlineExceeded(
+        f"{definition.id} did not end within its deadline of {definition.deadline.total_seconds():g} s"
+    )

@@ -1,0 +1,171 @@
+"""The branches of a run's code: which tasks it has, when all of them stand still, and whether all of them wait.
+
+Owns two questions about asyncio that it answers itself to nobody. Results reach the code one at a time, each only
+when the code has done all it can with those before: so it makes the same calls in the same order however often it is
+replayed, and repeated ids find their own results. And a run is released only when every branch waits.
+"""
+
+import asyncio
+import heapq
+from collections.abc import Coroutine, Iterable, Iterator
+from contextvars import Context, ContextVar
+from itertools import count
+from typing import Any
+
+from jetcron.clock import Clock
+
+_QUIET = 3
+"""Turns of the loop without a runnable task after which the code stands still: a task that ended reaches the one
+that awaits it through callbacks, which take a turn or two in which neither could run."""
+_MOST_TURNS = 200
+"""After so many turns the next result is delivered all the same: a task that polls never stands still."""
+_JOINS = ("asyncio.tasks", "asyncio.taskgroups", "anyio._backends._asyncio")
+"""Whose coroutines wait for other tasks."""
+
+_tasks: "ContextVar[set[asyncio.Task[Any]] | None]" = ContextVar("jetcron_tasks", default=None)
+OUTSIDE = Context()
+"""A context of no run, for tasks of ours that are no branch of its code."""
+
+
+def watch_tasks(loop: asyncio.AbstractEventLoop) -> None:
+    """From now on, know the tasks that a run's code starts. Once for a loop."""
+    before = loop.get_task_factory()
+    if getattr(before, "knows_runs", False):
+        return
+
+    def make(loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], **more: Any) -> Any:
+        task = asyncio.Task(coro, loop=loop, **more) if before is None else before(loop, coro, **more)
+        context = more.get("context")
+        tasks = _tasks.get() if context is None else context.get(_tasks)
+        if tasks is not None and isinstance(task, asyncio.Task):
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+        return task
+
+    make.knows_runs = True  # type: ignore[attr-defined]
+    loop.set_task_factory(make)  # type: ignore[arg-type]  # typeshed knows no keywords of later versions
+
+
+class Branches:
+    """The tasks of one attempt's code, from the one that is made here on."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.main: asyncio.Task[Any] = asyncio.current_task()  # type: ignore[assignment]  # there is a running one
+        self._live: set[asyncio.Task[Any]] = {self.main}
+        self._standing: set[asyncio.Task[Any]] = set()
+        self._due: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._numbers = count()
+        self._delivering: asyncio.Task[None] | None = None
+        _tasks.set(self._live)
+
+    def close(self) -> None:
+        """The code has ended."""
+        _tasks.set(None)
+        if self._delivering is not None:
+            self._delivering.cancel()
+
+    async def turn(self, order: int) -> None:
+        """Wait until the result of this order may reach the code: it stands still, and no earlier one is due."""
+        if len(self._live) == 1 and not self._due:
+            return
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._due, (order, next(self._numbers), future))
+        if self._delivering is None or self._delivering.done():
+            self._delivering = asyncio.create_task(self._deliver(), context=OUTSIDE.copy())
+        await self.standing(future)
+
+    async def standing(self, future: "asyncio.Future[Any]") -> Any:
+        """Await a future of ours: until it is done, this task does not run."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._standing.add(task)
+        try:
+            return await future
+        finally:
+            self._standing.discard(task)
+
+    async def _deliver(self) -> None:
+        while self._due:
+            await self.settle()
+            _, _, future = heapq.heappop(self._due)
+            if not future.done():
+                future.set_result(None)
+
+    async def settle(self) -> None:
+        """Return when no task of the code can run."""
+        quiet = 0
+        for _ in range(_MOST_TURNS):
+            await self._clock.sleep(0)
+            quiet = 0 if any(map(_can_run, self._live - self._standing)) else quiet + 1
+            if quiet == _QUIET:
+                return
+
+    def all_wait(self, waiting: "set[asyncio.Task[Any]]", inside: "Iterable[asyncio.Task[Any]]") -> bool:
+        """Whether the first task and those `inside` a step are `waiting`, or await only tasks that are."""
+        return not self._due and all(_waits(task, waiting, set()) for task in (self.main, *inside))
+
+
+def _can_run(task: "asyncio.Task[Any]") -> bool:
+    awaited = _awaited(task)
+    return not task.done() and (awaited is None or awaited.done())
+
+
+def _awaited(task: "asyncio.Task[Any]") -> "asyncio.Future[Any] | None":
+    return getattr(task, "_fut_waiter", None)
+
+
+def _waits(
+    task: "asyncio.Task[Any]", waiting: "set[asyncio.Task[Any]]", seen: "set[asyncio.Task[Any]]"
+) -> bool:
+    if task in waiting or task in seen or task.done():
+        return True
+    seen.add(task)
+    joined = list(_joined(task))
+    return bool(joined) and all(
+        isinstance(one, asyncio.Task) and _waits(one, waiting, seen) for one in joined if not one.done()
+    )
+
+
+def _joined(task: "asyncio.Task[Any]") -> "Iterator[asyncio.Future[Any]]":
+    """What a task awaits, where that can be seen: a task, those of `gather`, of a task group, of `asyncio.wait`."""
+    awaited = _awaited(task)
+    if isinstance(awaited, asyncio.Task):
+        yield awaited
+        return
+    children = getattr(awaited, "_children", None)
+    if children is not None:
+        yield from _opened(children)
+        return
+    frame: Any = task.get_coro()
+    while frame is not None:
+        yield from _joined_in(frame)
+        frame = (
+            getattr(frame, "cr_await", None)
+            or getattr(frame, "gi_yieldfrom", None)
+            or getattr(frame, "ag_await", None)
+        )
+
+
+def _opened(futures: "Iterable[asyncio.Future[Any]]") -> "Iterator[asyncio.Future[Any]]":
+    """The futures of a `gather`, those of gathers in it opened."""
+    for future in futures:
+        children = getattr(future, "_children", None)
+        if children is None:
+            yield future
+        else:
+            yield from _opened(children)
+
+
+def _joined_in(coroutine: Any) -> "Iterator[asyncio.Future[Any]]":
+    """The tasks for which a coroutine of asyncio's or anyio's waits."""
+    frame = getattr(coroutine, "cr_frame", None)
+    if frame is None or frame.f_globals.get("__name__") not in _JOINS:
+        return
+    for name, value in frame.f_locals.items():
+        if name == "self":
+            value = getattr(value, "_tasks", ())
+        if isinstance(value, asyncio.Task):
+            yield value
+        elif isinstance(value, set | list | tuple | frozenset | dict):
+            yield from (one for one in value if isinstance(one, asyncio.Task))

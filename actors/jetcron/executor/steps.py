@@ -1,0 +1,594 @@
+"""The steps of one attempt: what is journaled is given back, the rest is done, and journaled before the code goes on.
+
+Owns what a step does besides the user's function: its retries, its waits, its place in the journal. A wait that is
+short stays here; when all branches wait for longer, the run is released, and this ends. If the process dies, whoever
+takes the run over finds in the journal every step that is done, and every one that waits, with its time.
+"""
+
+import asyncio
+import inspect
+import random
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, NoReturn, TypeVar
+
+import anyio
+import anyio.to_thread
+import structlog
+
+from jetcron import dispatch, retry
+from jetcron.bus import Bus, Outgoing
+from jetcron.clock import Clock
+from jetcron.errors import (
+    LimitExceeded,
+    NonRetriableError,
+    PayloadTooLarge,
+    RunReleased,
+    StepError,
+    TryAgain,
+)
+from jetcron.events import store_events
+from jetcron.executor.branches import OUTSIDE, Branches
+from jetcron.executor.claimed import Claimed
+from jetcron.executor.invoke import describe
+from jetcron.options import Retry
+from jetcron.results import result_reader
+from jetcron.settings import Settings, variable_of
+from jetcron.waits import Waits
+from jetcron_protocol import messages
+from jetcron_protocol.codec import EncodeError, decode, pack, unpack
+from jetcron_protocol.ids import child_run_id
+from jetcron_protocol.matching import match_of
+from jetcron_protocol.messages import (
+    Event,
+    Failure,
+    Function,
+    Met,
+    ObjectRef,
+    Op,
+    OpenStep,
+    Run,
+    StepResult,
+    Wait,
+)
+
+T = TypeVar("T")
+log = structlog.get_logger("jetcron.executor")
+
+_SOON = 0.01
+_LATER = 1.0
+"""How often a run that waits here looks whether it may leave, and whether what it waits for has come: first, and
+at last, in seconds."""
+_AGAIN = 0.2
+_SEEN = 20
+_SCALARS = (bool, int, float, str, bytes)
+
+_running: "ContextVar[str | None]" = ContextVar("jetcron_step", default=None)
+"""The step whose function runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What steps need of their executor."""
+
+    bus: Bus
+    clock: Clock
+    settings: Settings
+    limiter: anyio.CapacityLimiter
+    waits: Waits
+
+
+@dataclass(slots=True)
+class _Waiting:
+    opened: OpenStep
+    future: "asyncio.Future[Met | None]"
+
+
+class Steps:
+    """The memory of one attempt. See `context.Memory`."""
+
+    def __init__(self, tools: Tools, claimed: Claimed, branches: Branches, policy: Retry) -> None:
+        self._tools = tools
+        self._clock = tools.clock
+        self._settings = tools.settings
+        self._claimed = claimed
+        self._branches = branches
+        self._policy = policy
+        self._history = claimed.journal.history
+        self._order = {id: order for order, id in enumerate(self._history.steps)}
+        self._unreached = {*self._history.steps, *self._history.waits}
+        self._inside: dict[asyncio.Task[Any], int] = {}
+        self._waiting: dict[asyncio.Task[Any], _Waiting] = {}
+        self._changed = asyncio.Event()
+        self._keeping: asyncio.Task[None] | None = None
+        self.broken: NonRetriableError | None = None
+        """Why the run must fail, whatever its code makes of the error."""
+
+    def close(self) -> None:
+        """The code has ended."""
+        if self._keeping is not None:
+            self._keeping.cancel()
+
+    # What `context.Memory` asks for.
+
+    @property
+    def replaying(self) -> bool:
+        """Whether the code is still where an earlier attempt has been."""
+        return bool(self._unreached) and _running.get() is None
+
+    def now(self) -> int:
+        return self._clock.now()
+
+    async def run(
+        self,
+        step: str,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        policy: Retry | None,
+    ) -> Any:
+        done = await self._done(step, "run")
+        if done is not None:
+            return result_reader(function).read(await self._result(done))
+        opened = self._open_here(step, "run")
+        tries = 0
+        while True:
+            if opened is not None:
+                await self._until(opened)
+                tries = opened.tries
+            started = self._clock.now()
+            try:
+                result = await self._call(step, function, args, kwargs)
+                stored = await self._storable(step, result)
+            except LimitExceeded as error:
+                self._break(error)
+            except Exception as error:
+                if self.broken is not None:
+                    raise
+                opened = await self._failed(step, error, tries, policy or self._policy, started)
+            else:
+                await self._record(step, "run", started=started, tries=tries, **stored)
+                return result
+
+    async def sleep(self, step: str, until: int | timedelta) -> None:
+        if await self._done(step, "sleep") is not None:
+            return
+        opened = self._open_here(step, "sleep")
+        now = self._clock.now()
+        if opened is None:
+            at = until if isinstance(until, int) else now + until // timedelta(milliseconds=1)
+            if at <= now:
+                await self._record(step, "sleep")
+                return
+            opened = await self._open(step, "sleep", until=at)
+        await self._until(opened)
+        await self._record(step, "sleep", started=opened.at)
+
+    async def wait_for_event(
+        self, step: str, name: str, match: Mapping[str, Any], timeout: timedelta
+    ) -> messages.Event | None:
+        done = await self._done(step, "wait", name)
+        if done is not None:
+            found = await self._result(done)
+            return None if found is None else Event(**found)
+        opened = self._open_here(step, "wait", name)
+        if opened is None:
+            until = self._clock.now() + timeout // timedelta(milliseconds=1)
+            wait = Wait(
+                function=self._run.function, run=self._run.run, step=step, seen=self._events_had(name)
+            )
+            matched = match_of(match)
+            subject = await self._surely(lambda: self._tools.waits.open(name, matched, wait, until=until))
+            opened = await self._open(step, "wait", until=until, target=name, wait=subject)
+        met = await self._until(opened)
+        event = met.event if met is not None else None
+        stored = await self._storable(step, None if event is None else _fields(event))
+        await self._record(step, "wait", started=opened.at, target=name, **stored)
+        await self._forget(opened)
+        return event
+
+    async def invoke(self, step: str, function: str, data: Any, timeout: timedelta) -> Any:
+        done = await self._done(step, "invoke", function)
+        if done is not None:
+            return await self._result(done)
+        opened = self._open_here(step, "invoke", function)
+        child = self._child(step, function, data)
+        if opened is None:
+            await self._check_function(step, function)
+            opened = await self._open(
+                step,
+                "invoke",
+                until=self._clock.now() + timeout // timedelta(milliseconds=1),
+                target=function,
+                child=child_run_id(self._run.run, step),
+                wait=self._tools.bus.names.wait_for_child(self._run.run, step),
+            )
+            await self._surely(lambda: self._tools.bus.store(child))
+        elif await self._child_is_unknown(opened):
+            await self._surely(lambda: self._tools.bus.store(child))
+        met = await self._until(opened)
+        started = opened.at
+        about = {"started": started, "target": function, "child": opened.child}
+        if met is not None and met.outcome == "completed":
+            result = await self._outcome(met)
+            await self._record(step, "invoke", **about, **await self._storable(step, result))
+            await self._forget(opened)
+            return result
+        if met is None:
+            error = Failure(
+                type="TimeoutError",
+                message=f"{function} did not end within {timeout.total_seconds():g} s; its run {opened.child} goes on",
+            )
+        else:
+            error = met.error or Failure(type=met.outcome or "failed", message="")
+        await self._record(step, "invoke", error=error, **about)
+        await self._forget(opened)
+        raise StepError(step, error.type, error.message, error.traceback)
+
+    async def send(self, step: str, events: Callable[[], Sequence[messages.Event]]) -> None:
+        if await self._done(step, "send") is not None:
+            return
+        started = self._clock.now()
+        self._claimed.check()
+        sent = events()
+        with self._active():
+            await store_events(self._tools.bus, sent)
+        await self._record(step, "send", started=started, result=len(sent))
+
+    # What is journaled.
+
+    @property
+    def _run(self) -> Run:
+        return self._claimed.run
+
+    async def _done(self, step: str, op: Op, target: str | None = None) -> StepResult | None:
+        """The finished step of this id, once its turn has come; raises its error if it failed for good."""
+        self._claimed.check_running(step)
+        if self.broken is not None:
+            raise self.broken
+        done = self._history.steps.get(step)
+        if done is None:
+            if step not in self._history.waits:
+                self._unreached.clear()  # where no attempt has been before
+                if len(self._history.steps) + len(self._history.waits) >= self._settings.max_steps:
+                    self._break(
+                        LimitExceeded(
+                            f"run {self._run.run}, step {step!r}: a run may have {self._settings.max_steps} steps "
+                            f"({variable_of('max_steps')}); start other functions for parts of it"
+                        )
+                    )
+            return None
+        self._same_kind(step, done, op, target)
+        await self._branches.turn(self._order[step])
+        self._unreached.discard(step)
+        self._claimed.check_running(step)
+        if done.error is not None:
+            raise StepError(step, done.error.type, done.error.message, done.error.traceback)
+        return done
+
+    def _open_here(self, step: str, op: Op, target: str | None = None) -> OpenStep | None:
+        """The step of this id that has begun and waits, if it does."""
+        opened = self._history.waits.get(step)
+        if opened is not None:
+            self._same_kind(step, opened, op, target)
+            self._unreached.discard(step)
+        return opened
+
+    def _same_kind(self, step: str, found: StepResult | OpenStep, op: Op, target: str | None) -> None:
+        if (found.op, found.target) != (op, target):
+            self._break(
+                NonRetriableError(
+                    f"run {self._run.run}, step {step!r}: it is {_kind(op, target)} now, but was journaled as "
+                    f"{_kind(found.op, found.target)}; code that changes while runs are under way must give "
+                    "changed steps new ids"
+                )
+            )
+
+    def _break(self, error: NonRetriableError) -> NoReturn:
+        """Fail the run, even if its code catches the error."""
+        self.broken = error
+        raise error
+
+    async def _record(self, step: str, op: Op, **what: Any) -> None:
+        """Journal that a step is done; only then, and in its turn, may the code go on."""
+        self._order[step] = await self._append("step", step=step, op=op, **what) - 1
+        await self._branches.turn(self._order[step])
+        self._claimed.check_running(step)
+
+    async def _open(self, step: str, op: Op, **what: Any) -> OpenStep:
+        """Journal that a step waits."""
+        await self._append("opened", step=step, op=op, **what)
+        return self._history.waits[step]
+
+    async def _append(self, kind: str, *, step: str, **what: Any) -> int:
+        """Append to the journal; how many steps are done by then."""
+        with self._active():
+            try:
+                return await self._claimed.append(
+                    self._claimed.entry(kind, step=step, **what), most=self._settings.max_journal
+                )
+            except PayloadTooLarge as error:
+                self._break(
+                    LimitExceeded(
+                        f"run {self._run.run}, step {step!r}: its history would take {error.size} bytes; allowed are "
+                        f"{error.limit} ({variable_of('max_journal')})"
+                    )
+                )
+
+    async def _storable(self, step: str, result: Any) -> dict[str, Any]:
+        """A result as fields of its entry: itself, or where it is kept if it is large."""
+        if result is None:
+            return {}
+        try:
+            body = pack(result)
+        except EncodeError as error:
+            raise NonRetriableError(f"run {self._run.run}, step {step!r}: {error}") from None
+        if len(body) <= self._settings.max_inline:
+            # A copy: the code may change what it was given.
+            return {"result": result if isinstance(result, _SCALARS) else unpack(body)}
+        if len(body) > self._settings.max_result:
+            raise LimitExceeded(
+                f"run {self._run.run}, step {step!r}: its result takes {len(body)} bytes; allowed are "
+                f"{self._settings.max_result} ({variable_of('max_result')})"
+            )
+        return {"object": await self._surely(lambda: self._tools.bus.put_object(self._run.run, step, body))}
+
+    async def _result(self, done: StepResult) -> Any:
+        return await self._loaded(done.result, done.object)
+
+    async def _outcome(self, met: Met) -> Any:
+        return await self._loaded(met.result, met.object)
+
+    async def _loaded(self, result: Any, ref: ObjectRef | None) -> Any:
+        if ref is None:
+            return result
+        return unpack(await self._surely(lambda: self._tools.bus.get_object(ref)))
+
+    async def _surely(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Do what may be repeated until the server answers; `LeaseLost` when the run may be another's by then."""
+        while True:
+            self._claimed.check()
+            try:
+                with self._active():
+                    return await call()
+            except TryAgain as error:
+                log.debug("trying again", run=self._run.run, reason=str(error))
+                await self._clock.sleep(_AGAIN)
+
+    # Functions of the user's.
+
+    async def _call(
+        self, step: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        running = _running.set(step)
+        try:
+            with self._active(), structlog.contextvars.bound_contextvars(step=step):
+                if inspect.iscoroutinefunction(function):
+                    return await function(*args, **kwargs)
+                result = await anyio.to_thread.run_sync(
+                    lambda: function(*args, **kwargs), abandon_on_cancel=True, limiter=self._tools.limiter
+                )
+                return await result if inspect.isawaitable(result) else result
+        finally:
+            _running.reset(running)
+
+    async def _failed(self, step: str, error: Exception, tries: int, policy: Retry, started: int) -> OpenStep:
+        """Open the step's next try, or record that it failed for good and raise."""
+        failure = describe(error)
+        decision = retry.decide(
+            policy, attempt=tries, error=error, now=self._clock.now(), spread=random.random()
+        )
+        match decision:
+            case retry.RetryAt(at_ms=at):
+                return await self._open(
+                    step, "run", until=at, tries=tries + 1, error=failure, started=started
+                )
+            case retry.GiveUp():
+                await self._record(step, "run", error=failure, started=started, tries=tries)
+                raise StepError(step, failure.type, failure.message, failure.traceback) from error
+
+    # Other runs, and events.
+
+    async def _check_function(self, step: str, function: str) -> None:
+        bus = self._tools.bus
+        stored = await self._surely(lambda: bus.entry(bus.names.function_key(function)))
+        if stored is None or decode(Function, stored.payload).state == "archived":
+            self._break(
+                NonRetriableError(
+                    f"run {self._run.run}, step {step!r}: there is no function {function!r}; "
+                    "'jetcron functions list' shows those that are registered"
+                )
+            )
+
+    def _child(self, step: str, function: str, data: Any) -> Outgoing:
+        """The run a step invokes: the same however often it is stored."""
+        now = self._clock.now()
+        run = Run(
+            run=child_run_id(self._run.run, step),
+            function=function,
+            trigger="invoke",
+            fire_at=now,
+            payload=data,
+            parent=self._run.run,
+            parent_function=self._run.function,
+            parent_step=step,
+        )
+        bus = self._tools.bus
+        message = dispatch.new_run(bus.names, run, now=now, lead=self._settings.lead_ms)
+        if len(message.payload) > bus.max_body:
+            self._break(
+                LimitExceeded(
+                    f"run {self._run.run}, step {step!r}: the data for {function} makes a message of "
+                    f"{len(message.payload)} bytes; the server takes {bus.max_body}"
+                )
+            )
+        return message
+
+    async def _child_is_unknown(self, opened: OpenStep) -> bool:
+        """Whether nothing is known of a run that was to be started: we may have died just before."""
+        assert opened.child is not None
+        assert opened.target is not None
+        if await self._look(opened) is not None:
+            return False
+        bus = self._tools.bus
+        journal = bus.names.journal_of(opened.target, opened.child)
+        return await self._surely(lambda: bus.last(bus.names.journal, journal)) is None
+
+    def _events_had(self, name: str) -> list[str]:
+        """Ids of the events of this name the run has had: delivered once more, they must not meet a new wait."""
+        had = [self._run.event.id] if self._run.event is not None and self._run.event.name == name else []
+        for done in self._history.steps.values():
+            if done.op == "wait" and done.target == name and isinstance(done.result, dict):
+                had.append(str(done.result.get("id")))
+        return had[-_SEEN:]
+
+    # Waiting.
+
+    async def _until(self, opened: OpenStep) -> Met | None:
+        """Wait until its time has come, or what it waits for; `RunReleased` if the run leaves meanwhile."""
+        self._claimed.check_running(opened.id)
+        if opened.wait is not None:
+            # At its time too: what came before we look wins.
+            found = await self._look(opened)
+            if found is not None:
+                return found
+        if opened.until <= self._clock.now():
+            return None
+        task = asyncio.current_task()
+        assert task is not None
+        future: asyncio.Future[Met | None] = asyncio.get_running_loop().create_future()
+        self._waiting[task] = _Waiting(opened, future)
+        self._changed.set()
+        if self._keeping is None:
+            self._keeping = asyncio.create_task(self._keep(), context=OUTSIDE.copy())
+        try:
+            met: Met | None = await self._branches.standing(future)
+        finally:
+            del self._waiting[task]
+        self._claimed.check_running(opened.id)
+        return met
+
+    async def _look(self, opened: OpenStep) -> Met | None:
+        subject = opened.wait
+        assert subject is not None
+        return await self._surely(lambda: self._tools.waits.look(subject))
+
+    async def _forget(self, opened: OpenStep) -> None:
+        """Its wait is over: an event must not find it any more. It would only wake the run for nothing."""
+        assert opened.wait is not None
+        try:
+            with self._active():
+                await self._tools.waits.close(opened.wait)
+        except TryAgain as error:
+            log.debug("a wait is left to its time to live", run=self._run.run, reason=str(error))
+
+    async def _keep(self) -> None:
+        """Keep those that wait; what breaks this breaks their waiting."""
+        try:
+            await self._keep_waits()
+        except Exception as error:
+            log.exception("waits cannot be kept", run=self._run.run)
+            for one in self._waiting.values():
+                if not one.future.done():
+                    one.future.set_exception(error)
+
+    async def _keep_waits(self) -> None:
+        """End waits whose time has come, or what they wait for; release the run when all its branches wait long."""
+        pause = _SOON
+        while True:
+            self._changed.clear()
+            now = self._clock.now()
+            here = [one for one in self._waiting.values() if not one.future.done()]
+            for one in here:
+                if one.opened.until <= now or (pause >= _LATER and one.opened.wait is not None):
+                    await self._end_if_met(one)
+            here = [one for one in here if not one.future.done()]
+            if not here:
+                pause = _SOON
+                await self._changed.wait()
+                continue
+            earliest = min(one.opened.until for one in here)
+            if earliest - now > self._settings.short_wait_ms:
+                await self._branches.settle()
+                if self._changed.is_set():
+                    continue
+                if self._all_wait():
+                    self._release([one.opened for one in here])
+                    return
+            try:
+                async with asyncio.timeout(min(pause, max(earliest - now, 0) / 1000)):
+                    await self._changed.wait()
+                pause = _SOON
+            except TimeoutError:
+                pause = min(pause * 2, _LATER)
+
+    async def _end_if_met(self, one: _Waiting) -> None:
+        try:
+            met = await self._tools.waits.look(one.opened.wait) if one.opened.wait is not None else None
+        except TryAgain:
+            return  # looked at again in a moment
+        if (met is not None or one.opened.until <= self._clock.now()) and not one.future.done():
+            one.future.set_result(met)
+
+    def _all_wait(self) -> bool:
+        waiting = {task for task, one in self._waiting.items() if not one.future.done()}
+        return self._branches.all_wait(waiting, self._inside)
+
+    def _release(self, waits_on: list[OpenStep]) -> None:
+        """Unwind the code: its slot, its place in `concurrency` and its memory are others' now."""
+        self._claimed.waits_on = waits_on
+        self._claimed.interrupt(RunReleased())
+        for task in self._waiting:
+            if task is not self._branches.main:
+                task.cancel()
+
+    def _active(self) -> "_Inside":
+        """While open, this task does something for the run: it is not released."""
+        return _Inside(self._inside)
+
+
+class _Inside:
+    """Counts the current task as being inside a step."""
+
+    __slots__ = ("_counts", "_task")
+
+    def __init__(self, counts: "dict[asyncio.Task[Any], int]") -> None:
+        self._counts = counts
+        self._task = asyncio.current_task()
+
+    def __enter__(self) -> None:
+        assert self._task is not None
+        self._counts[self._task] = self._counts.get(self._task, 0) + 1
+
+    def __exit__(self, *_: object) -> None:
+        assert self._task is not None
+        left = self._counts.get(self._task, 0) - 1
+        if left > 0:
+            self._counts[self._task] = left
+        else:
+            self._counts.pop(self._task, None)
+
+
+def _kind(op: str, target: str | None) -> str:
+    shown = {
+        "run": "a step that runs a function",
+        "sleep": "a sleep",
+        "wait": "a wait",
+        "invoke": "an invoke",
+        "send": "a send",
+    }
+    joined = {"wait": "for", "invoke": "of"}.get(op, "with")
+    return f"{shown.get(op, op)} {joined} {target!r}" if target else shown.get(op, op)
+
+
+def _fields(event: messages.Event) -> dict[str, Any]:
+    return {
+        "id": event.id,
+        "name": event.name,
+        "data": event.data,
+        "ts": event.ts,
+        "at": event.at,
+        "user": event.user,
+    }
