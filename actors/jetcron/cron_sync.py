@@ -17,6 +17,7 @@ from jetcron.cron import CronError
 from jetcron.dead_letters import bury
 from jetcron.errors import PayloadTooLarge, TopologyMismatch, TryAgain, WrongSequence
 from jetcron.many import each
+from jetcron.orders import Orders, Refused
 from jetcron.process import FATAL, Process
 from jetcron.registry import Applied, Held, Registry
 from jetcron.retirement import Retirement
@@ -29,6 +30,7 @@ from jetcron_protocol.messages import (
     FunctionState,
     Replaced,
     Schedule,
+    ScheduleState,
     SyncCommand,
     SyncReply,
 )
@@ -38,16 +40,11 @@ log = structlog.get_logger("jetcron.cron-sync")
 
 _TRIES = 5
 _PAUSE = 0.2
+_LONGEST_REASON = 256 * 1024
+"""Characters of a refusal in its dead letter: hundreds of schedules may each have several faults."""
+_LOGGED = 20
 _UNAPPLICABLE = (InvalidName, CronError, DecodeError, TopologyMismatch, PayloadTooLarge)
 """What a command or the entries it meets may provoke: it is refused, and says why."""
-
-
-class Refused(Exception):
-    """A command that cannot be applied; the reasons reach the caller and the dead stream."""
-
-    def __init__(self, *reasons: str) -> None:
-        super().__init__("; ".join(reasons))
-        self.reasons = list(reasons)
 
 
 class CronSync:
@@ -62,6 +59,7 @@ class CronSync:
         self._settings = settings
         self._process = process
         self._registry = Registry(bus, clock, settings)
+        self._orders = Orders(self._registry)
         self._retirement = Retirement(bus, clock, settings, by=self.name)
 
     async def run(self) -> None:
@@ -79,11 +77,12 @@ class CronSync:
                 continue
             applied = Applied()
             errors: list[str] = []
+            refused = Refused()
             try:
                 await self._apply_fenced(command, delivery, applied)
             except Refused as refusal:
-                errors = refusal.reasons
-                await self._bury(delivery, f"refused: {refusal}")
+                refused, errors = refusal, refusal.reasons
+                await self._bury(delivery, f"refused: {refusal}"[:_LONGEST_REASON])
             except (TryAgain, *FATAL):
                 raise
             except Exception as error:
@@ -93,7 +92,7 @@ class CronSync:
                 log.exception("a sync command cannot be applied", command=command.command)
                 errors = [f"{command.command} cannot be applied: {type(error).__name__}: {error}"]
                 await self._bury(delivery, errors[0])
-            await self._reply(command, applied, errors)
+            await self._reply(command, applied, errors, refused)
             await delivery.ack()
             outcome = "refused" if errors else "applied"
             self._process.metrics.commands.labels(command.command, outcome).inc()
@@ -102,13 +101,15 @@ class CronSync:
                 command=command.command,
                 app=command.app,
                 changed=len(applied.revisions),
-                errors=errors or None,
+                errors=errors[:_LOGGED] or None,
             )
 
     async def _bury(self, delivery: Delivery, reason: str) -> None:
         await bury(self._bus, self._process.metrics, delivery, "sync", reason)
 
-    async def _reply(self, command: SyncCommand, applied: Applied, errors: list[str]) -> None:
+    async def _reply(
+        self, command: SyncCommand, applied: Applied, errors: list[str], refused: Refused
+    ) -> None:
         if not command.reply:
             return
         reply = SyncReply(
@@ -117,11 +118,14 @@ class CronSync:
             next=applied.next,
             errors=errors,
             warnings=applied.warnings,
+            faults=refused.faults,
+            stale=refused.stale,
         )
         try:
             await self._bus.post(command.reply, encode(reply))
         except PayloadTooLarge:
-            short = replace(reply, revisions={}, next={}, errors=[error[:1000] for error in errors[:100]])
+            shortened = [error[:1000] for error in errors[:100]]
+            short = replace(reply, revisions={}, next={}, errors=shortened, faults={}, stale={})
             await self._bus.post(command.reply, encode(short))
 
     async def _apply_fenced(self, command: SyncCommand, delivery: Delivery, applied: Applied) -> None:
@@ -149,6 +153,8 @@ class CronSync:
                 await self._set_state(command, "archived", delivery, applied)
             case "ended":
                 await self._ended(command, delivery, applied)
+            case _:
+                await self._orders.apply(command, delivery, applied)
 
     # Register.
 
@@ -281,11 +287,12 @@ class CronSync:
             await each(self._pause_consumer, written)
 
     async def _ended(self, command: SyncCommand, delivery: Delivery, applied: Applied) -> None:
-        """A revision that fired for the last time; ignored when a newer one is in force."""
+        """A revision that fired for the last time; ignored when a newer one is in force. What is once is gone then."""
         for schedule in command.items:
             stored = await self._bus.entry(self._names.schedule_key(schedule))
             if stored is None or stored.sequence != command.revision:
                 continue
             entry = decode(Schedule, stored.payload)
             if entry.state == "active":
-                await self._registry.put_schedules([replace(entry, state="ended")], delivery, applied)
+                state: ScheduleState = "ended" if entry.at is None else "deleted"
+                await self._registry.put_schedules([replace(entry, state=state)], delivery, applied)
