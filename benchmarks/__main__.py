@@ -4,15 +4,20 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from benchmarks import lateness, memory, throughput
+from benchmarks import lateness, memory, schedules, throughput
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("what", nargs="*", choices=["throughput", "lateness", "memory", []], default=[])
+    parser.add_argument(
+        "what", nargs="*", choices=["throughput", "lateness", "memory", "schedules", []], default=[]
+    )
     parser.add_argument("--seconds", type=int, default=300, help="how long ten functions fire each second")
+    parser.add_argument(
+        "--schedules", type=int, default=schedules.COUNT, help="how many schedules are created"
+    )
     arguments = parser.parse_args()
-    wanted = arguments.what or ["throughput", "lateness", "memory"]
+    wanted = arguments.what or ["throughput", "lateness", "memory", "schedules"]
     with tempfile.TemporaryDirectory() as folder:
         if "throughput" in wanted:
             throughput.run(str(Path(folder) / "throughput"))
@@ -20,6 +25,8 @@ def main() -> None:
             lateness.run(str(Path(folder) / "lateness"), arguments.seconds)
         if "memory" in wanted:
             memory.run(str(Path(folder) / "memory"))
+        if "schedules" in wanted:
+            schedules.run(arguments.schedules)
 
 
 main()

@@ -17,6 +17,8 @@ MAX_HEADERS = 16 * 1024
 """How much of its headers, in bytes."""
 SYSTEM_EVENTS = "jetcron."
 """Events whose names begin so are Jetcron's own; a run started by one emits none."""
+SCHEDULES = "schedules"
+"""In place of the app in commands about schedules created as data, which may be of many apps."""
 FUNCTION_FAILED = "jetcron.function.failed"
 FUNCTION_FINISHED = "jetcron.function.finished"
 

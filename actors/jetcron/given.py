@@ -67,7 +67,7 @@ def _converted(name: str, value: Any) -> Any:
         case "jitter":
             return _span(name, value, ZERO, DAY)
         case "at" | "start" | "end":
-            return _time(name, value)
+            return moment(name, value)
         case "tags":
             return sorted(set(value)) if _is_texts(value) else value
         case "payload":
@@ -94,18 +94,19 @@ def _span(name: str, value: Any, least: timedelta, most: timedelta) -> int:
     return span // MILLISECOND
 
 
-def _time(name: str, value: Any) -> int:
+def moment(name: str, value: Any) -> int:
+    """Epoch milliseconds of an aware datetime, or of a text that is one; `ConfigurationError` for anything else."""
     allowed = "allowed is a time with its zone, such as 2030-01-31T09:00:00Z or an aware datetime"
-    moment = value
+    found = value
     if isinstance(value, str):
         try:
-            moment = datetime.fromisoformat(value)
+            found = datetime.fromisoformat(value)
         except ValueError:
             raise ConfigurationError(f"{name}={value!r}; {allowed}") from None
-    if not isinstance(moment, datetime) or moment.utcoffset() is None:
+    if not isinstance(found, datetime) or found.utcoffset() is None:
         shown = value.isoformat() if isinstance(value, date) else value
         raise ConfigurationError(f"{name}={shown!r}; {allowed}")
-    return to_ms(moment)
+    return to_ms(found)
 
 
 def written(schedule: Schedule) -> dict[str, Any]:
