@@ -17,6 +17,8 @@ Move = Literal["pause", "unpause", "archive", "delete"]
 _NEAR = 64
 """So many occurrences are walked one by one; further ones are searched for by counting."""
 _FIRST_REACH = 3_600_000
+_HORIZON = 100 * 366 * 86_400_000
+"""Nobody lives to miss an end that is further away, and to look for it would keep cron-sync from others' orders."""
 
 
 def _absent(id: str) -> str:
@@ -120,7 +122,7 @@ def _limited(schedule: Schedule, given: int | None, previous: Schedule | None) -
 
 
 def nth(schedule: Schedule, after: int, count: int) -> int | None:
-    """The time of the `count`-th occurrence later than `after`; None if there are fewer."""
+    """The time of the `count`-th occurrence later than `after`; None if there are fewer, or it is a century away."""
     if count <= _NEAR:
         at: int | None = after
         for _ in range(count):
@@ -130,17 +132,20 @@ def nth(schedule: Schedule, after: int, count: int) -> int | None:
         first = next_occurrence(schedule, after)
         last = None if first is None else first + (count - 1) * schedule.every
         return None if last is None or (schedule.end is not None and last > schedule.end) else last
+    return _searched(schedule, after, count)
+
+
+def _searched(schedule: Schedule, low: int, count: int) -> int | None:
+    """As `nth`: stretches are counted, longer and longer ones, then halves of the one that has it."""
     reach = _FIRST_REACH
-    low = after
-    while occurrences(schedule, after, after + reach, 0).count < count:
-        if next_occurrence(schedule, after + reach) is None:
+    horizon = low + _HORIZON
+    while (inside := occurrences(schedule, low, low + reach, 0).count) < count:
+        low, count, reach = low + reach, count - inside, reach * 2
+        if low > horizon:
             return None
-        low, reach = after + reach, reach * 2
-    high = after + reach
-    while low + 1 < high:
-        middle = (low + high) // 2
-        if occurrences(schedule, after, middle, 0).count < count:
-            low = middle
-        else:
-            high = middle
-    return high
+    while reach > 1:
+        reach = (reach + 1) // 2
+        inside = occurrences(schedule, low, low + reach, 0).count
+        if inside < count:
+            low, count = low + reach, count - inside
+    return low + reach
