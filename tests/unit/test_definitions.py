@@ -66,6 +66,7 @@ def test_a_sound_definition_becomes_a_schedule() -> None:
         catch_up="all",
         start=to_ms(datetime(2030, 2, 1, tzinfo=UTC)),
         end=to_ms(datetime(2031, 1, 31, 23, tzinfo=UTC)),
+        end_given=to_ms(datetime(2031, 1, 31, 23, tzinfo=UTC)),
         max_runs=3,
         tags=["a", "b"],
     )
@@ -172,7 +173,7 @@ def test_every_field_at_fault_is_named_at_once() -> None:
     }
     _, found = checked(wrong, now=NOW)
     for name in wrong.keys() - {"id", "timezone", "cron"}:
-        assert sum(name in fault for fault in found.faults) == 1, (name, found.faults)
+        assert sum(fault.startswith((name, repr(name))) for fault in found.faults) == 1, (name, found.faults)
     assert len(found.faults) == 12
     # An expression is read in its zone, under its rule: with these right, it is named too.
     found = check({"id": "", "function": "send", "cron": "61 * * * *"}, now=NOW)
