@@ -10,10 +10,12 @@ from typing import Any, Literal
 
 from jetcron.cycle import next_occurrence, occurrences
 from jetcron.definitions import FIELDS, WHEN, Checked, check, definition
-from jetcron_protocol.messages import Schedule
+from jetcron_protocol.messages import FunctionState, Schedule
 
 Move = Literal["pause", "unpause", "archive", "delete"]
 
+FUNCTION = "its function"
+"""Who changed a schedule that followed its function's state."""
 _NEAR = 64
 """So many occurrences are walked one by one; further ones are searched for by counting."""
 _FIRST_REACH = 3_600_000
@@ -78,6 +80,22 @@ def moved(id: str, move: Move, previous: Schedule | None) -> Schedule | str:
             return replace(previous, state="paused")
     allowed = "an update that gives it times to come" if previous.state == "ended" else "an unpause"
     return f"{id!r} is {previous.state} and cannot be {move}{'' if move.endswith('e') else 'e'}d; allowed is {allowed}"
+
+
+def followed(schedule: Schedule, function: FunctionState) -> Schedule | None:
+    """The schedule in the state its function got; None: it stays as it is.
+
+    Back comes what went with its function, and only that: what somebody paused stays paused.
+    """
+    went = schedule.by == FUNCTION
+    match function:
+        case "active" if went and schedule.state in ("paused", "archived"):
+            return replace(schedule, state="active", by=FUNCTION)
+        case "paused" if schedule.state == "active" or (went and schedule.state == "archived"):
+            return replace(schedule, state="paused", by=FUNCTION)
+        case "archived" if schedule.state == "active" or (went and schedule.state == "paused"):
+            return replace(schedule, state="archived", by=FUNCTION)
+    return None
 
 
 def same(one: Schedule, other: Schedule) -> bool:
