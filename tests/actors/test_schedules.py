@@ -314,6 +314,41 @@ async def test_what_fired_for_the_last_time_has_ended_and_what_is_once_is_gone(
     assert more.next is not None
 
 
+async def test_schedules_follow_their_function_and_what_was_paused_before_stays_so(
+    stack: Stack, client: Client
+) -> None:
+    await client.schedules.create_many(
+        [{"id": f"s{n}", "function": "reports.send", **YEARLY} for n in range(30)]
+    )
+    await client.schedules.create("other", "reports.nightly", **YEARLY)
+    await client.schedules.pause("s7")
+
+    async def states() -> list[str]:
+        return [(await stored(stack, f"s{n}"))[0].state for n in range(30)]
+
+    def all_but_one(state: str, one: str = "paused") -> list[str]:
+        return [one if n == 7 else state for n in range(30)]
+
+    await client.functions.pause("reports.send", wait=PATIENCE)
+    assert await states() == ["paused"] * 30
+    await client.functions.unpause("reports.send", wait=PATIENCE)
+    assert await states() == all_but_one("active")
+    assert [revision for revision, _ in await held(stack, "s3")] == [(await stored(stack, "s3"))[1]]
+    await client.functions.archive("reports.send", wait=PATIENCE)
+    assert await states() == all_but_one("archived")
+    with pytest.raises(ScheduleRefused, match=r"reports\.send' is archived"):
+        await client.schedules.unpause("s3")
+    again = SyncCommand(
+        id="2", command="register", app="reports", functions=[SEND, NIGHTLY], hash="2", force=True
+    )
+    await order(stack.bus, again, wait=PATIENCE)
+    assert await states() == all_but_one("active")
+    gone = SyncCommand(id="3", command="register", app="reports", functions=[NIGHTLY], hash="3")
+    await order(stack.bus, gone, wait=PATIENCE)
+    assert await states() == all_but_one("archived")
+    assert (await stored(stack, "other"))[0].state == "active"
+
+
 # Runs.
 
 
