@@ -30,7 +30,6 @@ from jetcron_protocol.messages import (
     Function,
     FunctionState,
     Replaced,
-    Schedule,
     SyncCommand,
     SyncReply,
 )
