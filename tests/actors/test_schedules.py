@@ -14,7 +14,7 @@ from jetcron.clock import from_ms
 from jetcron.errors import NotFound, ScheduleRefused, TryAgain
 from jetcron.registration import order
 from jetcron_protocol.codec import decode, encode
-from jetcron_protocol.ids import schedule_run_id
+from jetcron_protocol.ids import code_run_id, schedule_run_id
 from jetcron_protocol.messages import CronTrigger, Function, Past, Run, Schedule, SyncCommand, SyncReply
 from tests.support.nats_server import NatsServer
 from tests.support.stack import PATIENCE, Stack, until
@@ -487,6 +487,22 @@ async def test_details_tell_of_ticks_times_outcomes_and_lateness(stack: Stack, c
     assert median is not None
     assert worst is not None
     assert timedelta(0) <= median <= worst < timedelta(seconds=30)
+
+
+async def test_what_is_declared_in_code_is_read_and_run_like_the_others(stack: Stack, client: Client) -> None:
+    found = await client.schedules.show("reports.nightly")
+    assert (found.schedule.origin, found.schedule.cron, found.schedule.by) == ("code", "0 3 * * *", None)
+    assert [tick.revision for tick in found.ticks] == [found.schedule.revision]
+    assert found.ticks[0].at == found.upcoming[0] == found.schedule.next
+    handle = await client.schedules.trigger("reports.nightly")
+    now = datetime.now(UTC)
+    (run,) = await client.schedules.backfill("reports.nightly", now - timedelta(days=1), now)
+    assert (handle.function, run.function) == ("reports.nightly", "reports.nightly")
+    stored_ = [
+        decode(Run, message.payload)
+        for message in await stack.stored(stack.names.work, f"{stack.names.namespace}.run.>")
+    ]
+    assert stored_[1].run == code_run_id("reports.nightly", stored_[1].scheduled_at or 0)
 
 
 # Plans.
