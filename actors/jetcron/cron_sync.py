@@ -39,7 +39,7 @@ log = structlog.get_logger("jetcron.cron-sync")
 
 _TRIES = 5
 _PAUSE = 0.2
-_LONGEST_REASON = 256 * 1024
+_LONGEST_REASON = 64 * 1024
 """Characters of a refusal in its dead letter: hundreds of schedules may each have several faults."""
 _LOGGED = 20
 _UNAPPLICABLE = (InvalidName, CronError, DecodeError, TopologyMismatch, PayloadTooLarge)
