@@ -256,6 +256,22 @@ async def test_pause_unpause_archive_delete(stack: Stack, client: Client) -> Non
     assert "Nats-TTL" not in ((await stack.bus.entry(stack.names.schedule_key("a"))) or entry).headers
 
 
+async def test_what_names_no_schedule_is_refused_before_it_is_sent(stack: Stack, client: Client) -> None:
+    for wrong in ("", "x" * 201, "a\nb", 7):
+        with pytest.raises(ScheduleRefused, match="id"):
+            await client.schedules.pause("a", wrong)  # type: ignore[arg-type]
+        with pytest.raises(ConfigurationError, match="id"):
+            await client.schedules.get(wrong)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="by="):
+        await client.schedules.pause("a", by="")
+    with pytest.raises(ConfigurationError, match="allowed is one"):
+        await client.schedules.pause("a", "b", if_revision=4)
+    with pytest.raises(ConfigurationError, match="if_revision=0"):
+        await client.schedules.pause("a", if_revision=0)
+    assert await client.schedules.pause() == []
+    assert await stack.dead() == []
+
+
 async def test_code_and_data_do_not_take_each_others_ids(stack: Stack, client: Client) -> None:
     for move in (client.schedules.pause, client.schedules.archive, client.schedules.delete):
         with pytest.raises(ScheduleRefused, match="declared in code"):
