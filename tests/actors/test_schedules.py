@@ -166,6 +166,18 @@ async def test_hundreds_in_a_command_some_of_which_stood_before(stack: Stack, cl
     assert ticks >= {(one.id, one.revision) for one in made}
 
 
+async def test_ids_as_long_as_they_may_be(stack: Stack, client: Client) -> None:
+    ids = [f"{'é' * 196}{n:04}" for n in range(1_200)]
+    made = await client.schedules.create_many(
+        [{"id": id, "function": "reports.send", "every": 86_400} for id in ids]
+    )
+    assert all(one.revision is not None for one in made)
+    page = await client.schedules.list(function="reports.send", limit=1_200)
+    assert {one.id for one in page.schedules} == set(ids)
+    assert len(await client.schedules.pause(*ids, wait=PATIENCE)) == 1_200
+    assert (await client.schedules.get(ids[-1])).state == "paused"
+
+
 async def test_nobody_is_waited_for_unless_asked(shared_nats: NatsServer) -> None:
     async with Stack(shared_nats) as stack, Client(stack.settings) as client:
         await stack.bus.publish(stack.names.function_key("reports.send"), encode(SEND))
