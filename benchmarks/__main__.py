@@ -4,13 +4,13 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from benchmarks import lateness, memory, schedules, throughput
+from benchmarks import lateness, memory, scale, schedules, throughput
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument(
-        "what", nargs="*", choices=["throughput", "lateness", "memory", "schedules", []], default=[]
+        "what", nargs="*", choices=["throughput", "lateness", "memory", "schedules", "scale", []], default=[]
     )
     parser.add_argument("--seconds", type=int, default=300, help="how long ten functions fire each second")
     parser.add_argument(
@@ -27,6 +27,10 @@ def main() -> None:
             memory.run(str(Path(folder) / "memory"))
         if "schedules" in wanted:
             schedules.run(arguments.schedules)
+        if (
+            "scale" in arguments.what
+        ):  # only when asked for: with a million schedules it takes a quarter of an hour
+            scale.run(arguments.schedules, str(Path(folder) / "scale"))
 
 
 main()
