@@ -37,12 +37,13 @@ class BreakCounts:
         self._metrics = metrics
 
     async def count(self, cause: str, schedules: Sequence[str], findings: Findings) -> None:
-        """One more break for each of these schedules (500 at most), unless it is counted already."""
+        """One more break and repair for each of these schedules (500 at most), unless it is counted already."""
         for _ in range(_TRIES):
             try:
                 counted = await self._count(cause, schedules, findings)
             except WrongSequence:
                 continue  # another copy counts at this moment
+            findings.count(cause, len(counted))
             for entry in counted:
                 if entry.times >= TOO_OFTEN:
                     self._metrics.escalations.inc()

@@ -210,12 +210,15 @@ class Chains:
         await self._restart("broken", suspects.absent & shard.absent(), note, findings)
         stale = suspects.stale & shard.stale(self._far())
         if stale:
-            await self._restart("stale", await self._without_own(shard, stale), note, findings)
-            await self._clear(shard, stale, findings)
+            without = await self._without_own(shard, stale)
+            await self._restart("stale", without, note, findings)
+            await self._clear(shard, without, Findings())  # their repair, and counted
+            await self._clear(shard, stale - without, findings)
         for id in self._ids(sorted(suspects.orphans & shard.orphans())).values():
             # The leader has the last word.
             if await self._bus.entry(self._names.schedule_key(id)) is None:
-                await self._bus.purge(self._names.work, self._names.ticks_of(id))
+                if not await self._bus.purge(self._names.work, self._names.ticks_of(id)):
+                    continue  # another copy did it
                 findings.count("orphan")
                 log.warning("ticks of an unknown schedule were removed", schedule=id)
 
@@ -246,7 +249,6 @@ class Chains:
             ]
             if len(await self._bus.publish_groups(ticks)) < len(ticks):
                 raise TryAgain(0, 0, "ticks that mend cycles were not confirmed")
-            findings.count(cause, len(repairs))
             for entry, _ in repairs:
                 log.error("a broken cycle was restarted", schedule=entry.schedule.id, cause=cause)
 
@@ -289,7 +291,7 @@ class Chains:
             except DecodeError as error:
                 log.error("a replaced revision cannot be read", key=key, reason=str(error))
                 continue
-            if leads_nowhere:
-                await self._bus.purge(self._names.work, self._names.tick_held(id, revision, at))
+            subject = self._names.tick_held(id, revision, at)
+            if leads_nowhere and await self._bus.purge(self._names.work, subject):
                 findings.count("leftover")
                 log.warning("a tick of a replaced revision was removed", schedule=id, revision=revision)

@@ -85,23 +85,29 @@ class HealthChecker:
         )
         if 0 <= seen_at - note.swept_at < self._settings.sweep_every_ms // 2:
             return findings
-        await self._chains.sweep(group, note, findings)
-        cursor = 0
-        if group == RUNS_GROUP:
-            held = self._names.run_later_all
-            cursor = await self._overdue.messages(self._names.work, held, note.cursor, findings)
-        elif group == EVENTS_GROUP:
-            held = self._names.later_held_all
-            cursor = await self._overdue.messages(self._names.later, held, note.cursor, findings)
-        await self._take_note(group, note, findings, cursor)
         metrics = self._process.metrics
+        try:
+            cursor = await self._mend(group, note, findings)
+        finally:
+            # Also of a sweep that storage interrupts: the next one counts no break a second time.
+            for cause, times in findings.repaired.items():
+                metrics.repairs.labels(cause).inc(times)
+        await self._take_note(group, note, findings, cursor)
         metrics.sweeps.inc()
         metrics.sweep_seconds.observe(self._clock.monotonic() - began)
         metrics.schedules.labels(f"{group:x}").set(findings.schedules)
-        for cause, times in findings.repaired.items():
-            metrics.repairs.labels(cause).inc(times)
         log.debug("swept", group=group, schedules=findings.schedules, repaired=findings.repaired)
         return findings
+
+    async def _mend(self, group: int, note: Sweep, findings: Findings) -> int:
+        """Everything a sweep looks at; where the next one goes on with what is read in parts."""
+        await self._chains.sweep(group, note, findings)
+        names = self._names
+        if group == RUNS_GROUP:
+            return await self._overdue.messages(names.work, names.run_later_all, note.cursor, findings)
+        if group == EVENTS_GROUP:
+            return await self._overdue.messages(names.later, names.later_held_all, note.cursor, findings)
+        return 0
 
     async def _note(self, group: int) -> Sweep:
         stored = await self._bus.entry(self._names.health_key(group))

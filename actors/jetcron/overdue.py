@@ -44,7 +44,7 @@ class Overdue:
         for tick in ticks:
             subject = self._names.tick_held(tick.schedule, tick.revision, tick.at)
             stored = await self._bus.last(self._names.work, subject)
-            if stored is not None and await self._again(self._names.work, stored, findings):
+            if stored is not None and await self._again(self._names.work, stored):
                 await self._breaks.count("overdue", [tick.schedule], findings)
 
     async def messages(self, stream: str, subject: str, start: int, findings: Findings) -> int:
@@ -60,8 +60,8 @@ class Overdue:
             if message.sequence > end:
                 return 0
             seen += 1
-            if _due(message) < latest:
-                await self._again(stream, message, findings)
+            if _due(message) < latest and await self._again(stream, message):
+                findings.count("overdue")
             if seen >= MOST_HELD:
                 return message.sequence + 1
         return 0
@@ -71,7 +71,7 @@ class Overdue:
             for message in page:
                 yield message
 
-    async def _again(self, stream: str, message: StoredMessage, findings: Findings) -> bool:
+    async def _again(self, stream: str, message: StoredMessage) -> bool:
         """The same message on its own subject, unless it has just been released."""
         kept = {name: message.headers[name] for name in _KEPT if name in message.headers}
         headers = kept | fenced(message.sequence)
@@ -79,7 +79,6 @@ class Overdue:
             await self._bus.publish(message.subject, message.payload, headers)
         except WrongSequence:
             return False
-        findings.count("overdue")
         log.error("a held message was overdue and is published again", stream=stream, subject=message.subject)
         return True
 

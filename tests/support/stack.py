@@ -329,7 +329,7 @@ _VOLATILE = {
     "later": {"ts"},
     "journal": {*_ATTEMPT, "to", "ts"},
     "dead": {"at", "sequence", "body", "size", "ts"},
-    "registry": {"armed_from", "end", "at", "healthy_at", "swept_at"},
+    "registry": {"armed_from", "end", "at", "healthy_at", "swept_at", "late"},
 }
 
 
