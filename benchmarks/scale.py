@@ -10,12 +10,13 @@ import os
 import time
 from array import array
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import uvloop
 
 from benchmarks.apps import app
 from benchmarks.lateness import flush, read
-from benchmarks.stack import Actor, Stack, percentile, resident, stack
+from benchmarks.stack import Actor, Stack, percentile, resident, spent, stack
 from jetcron import dispatch
 from jetcron.bus import Outgoing, fenced
 from jetcron.registration import register
@@ -104,24 +105,32 @@ async def alone(running: Stack, revisions: "Revisions[int]", shift: int) -> list
     return found
 
 
-async def burst(
-    running: Stack, cron_tick: Actor, revisions: "Revisions[int]", shift: int
-) -> tuple[float, float]:
-    """Many ticks released together, after nothing was read for a while: CPU of cron-tick for one, in ms; seconds."""
-    bus = running.bus
+@dataclass(frozen=True)
+class Burst:
+    """Many ticks released together: CPU for one, in ms, and seconds until all were turned."""
+
+    cpu: float
+    server: float
+    seconds: float
+
+
+async def burst(running: Stack, cron_tick: Actor, revisions: "Revisions[int]", shift: int) -> Burst:
+    """A burst, after nothing was read for a while."""
+    bus, server = running.bus, running.server.pid
     await asyncio.sleep(COLD)
     at = bus.clock.now() + 1_500
     messages = [
         Outgoing(bus.names.tick_due(tick.schedule, tick.revision, tick.at), encode(tick))
         for tick in ticks_of(revisions, scattered(revisions, BURST, shift), at)
     ]
-    before, began = cron_tick.cpu(), time.perf_counter()
     turned = cron_tick.metric("jetcron_ticks_turned_total")
+    cpu, theirs, began = cron_tick.cpu(), spent(server), time.perf_counter()
     for start in range(0, BURST, 1000):
         await bus.publish_atomic(messages[start : start + 1000], timeout=60)
     while cron_tick.metric("jetcron_ticks_turned_total") < turned + BURST:
         await asyncio.sleep(0.05)
-    return (cron_tick.cpu() - before) / BURST * 1000, time.perf_counter() - began
+    took = time.perf_counter() - began
+    return Burst((cron_tick.cpu() - cpu) / BURST * 1000, (spent(server) - theirs) / BURST * 1000, took)
 
 
 async def cost(running: Stack, cron_tick: Actor, revisions: "Revisions[int]") -> tuple[float, float]:
@@ -129,12 +138,12 @@ async def cost(running: Stack, cron_tick: Actor, revisions: "Revisions[int]") ->
     first = await alone(running, revisions, 1)
     again = await alone(running, revisions, 1)
     bursts = [await burst(running, cron_tick, revisions, 3 + number) for number in range(BURSTS)]
-    cpu = percentile([one for one, _ in bursts], 0.5)
-    spent = ", ".join(f"{one:.3f}" for one, _ in bursts)
-    seconds = ", ".join(f"{took:.2f}" for _, took in bursts)
+    cpu = percentile([one.cpu for one in bursts], 0.5)
     print(
-        f"a tick among {len(revisions):,}: {cpu:.3f} ms of CPU in bursts of {BURST:,} "
-        f"({spent}; turned in {seconds} s); "
+        f"a tick among {len(revisions):,}: {cpu:.3f} ms of cron-tick's CPU in bursts of {BURST:,} "
+        f"({', '.join(f'{one.cpu:.3f}' for one in bursts)}), of nats-server's "
+        f"{', '.join(f'{one.server:.3f}' for one in bursts)}; "
+        f"turned in {', '.join(f'{one.seconds:.2f}' for one in bursts)} s; "
         f"alone, release to run: p50 {percentile(first, 0.5):.1f} ms, p99 {percentile(first, 0.99):.1f}, "
         f"max {max(first):.1f}; the same again p50 {percentile(again, 0.5):.1f}, "
         f"p99 {percentile(again, 0.99):.1f} ({load()})"
