@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 import pytest_asyncio
 
-from jetcron import App, ConfigurationError
+from jetcron import App, Client, ConfigurationError
 from jetcron.bus import Delivery
 from jetcron.canary import CanaryApp, read_note
 from jetcron.cli.cycles import Finding
@@ -122,6 +122,20 @@ async def test_the_name_of_its_app_is_taken(stack: Stack) -> None:
     reply = await say(stack, "register", functions=[Function(id="jetcron.mine")], hash="1")
     assert "Jetcron's own" in reply.errors[0]
     assert await stack.bus.entry(stack.names.function_key("jetcron.mine")) is None
+
+
+async def test_its_function_is_nobody_elses(stack: Stack) -> None:
+    """Refused at the client and, for what others send, at cron-sync."""
+    await stack.start("cron-sync")
+    async with Client(stack.settings) as client:
+        with pytest.raises(ConfigurationError, match="Jetcron's own"):
+            await client.run(CANARY)
+        with pytest.raises(ConfigurationError, match="Jetcron's own"):
+            await client.schedules.create("mine", CANARY, every=60)
+    made = {"id": "mine", "function": CANARY, "every": 60_000}
+    command = SyncCommand(id="1", command="schedules.create", app="schedules", schedules=[made])
+    reply = await order(stack.bus, command, wait=PATIENCE)
+    assert "Jetcron's own" in reply.faults["mine"][0]
 
 
 def test_another_period_is_another_definition() -> None:
