@@ -29,7 +29,7 @@ ALONE = 200
 BURST = 5_000
 BURSTS = 5
 HERD = 20_000
-DAY = 86_400_000
+YEAR = 365 * 86_400_000
 COLD = 15.0
 """Seconds after which nats-server has dropped what it had read of a stream."""
 
@@ -57,7 +57,7 @@ async def write(running: Stack, revisions: "Revisions[int]", count: int) -> None
                     id=f"tenant-{number}",
                     function="bench.due",
                     origin="data",
-                    every=DAY,
+                    every=YEAR,
                     payload={"tenant": number, "format": "pdf"},
                     tags=[f"plan-{number % 3}"],
                     armed_from=now,
@@ -69,7 +69,7 @@ async def write(running: Stack, revisions: "Revisions[int]", count: int) -> None
                 timeout=60,
             )
             first = last - len(entries) + 1
-            at = (now // DAY + 2) * DAY
+            at = (now // YEAR + 1) * YEAR
             ticks = []
             for offset, number in enumerate(numbers):
                 revisions[number] = first + offset

@@ -6,7 +6,7 @@ does not. What looks wrong is read again a moment later, for a tick may be turni
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from jetcron.bus import SCHEDULE, SCHEDULE_TARGET, Bus, StoredMessage, rfc3339_ms
@@ -14,6 +14,7 @@ from jetcron.cli.cycles import Finding
 from jetcron.clock import Clock
 from jetcron.cron import CronError
 from jetcron.cycle import next_occurrence
+from jetcron.many import each
 from jetcron.registry import FAR_OFF_MS
 from jetcron.settings import Settings
 from jetcron_protocol.codec import DecodeError, decode
@@ -94,12 +95,14 @@ class DeepCheck:
         self._seen["ticks"] += len(subjects)
         return sorted({id for id, _ in self._judge(read)})
 
-    async def _of(self, schedules: Iterable[str]) -> Read:
-        subjects, keys = [], []
-        for id in schedules:
-            subjects += await self._bus.subjects(self._names.work, self._names.ticks_of(id))
-            keys.append(self._names.schedule_key(id))
-        return await self._read(subjects, keys)
+    async def _of(self, schedules: Sequence[str]) -> Read:
+        subjects: list[str] = []
+
+        async def names(id: str) -> None:
+            subjects.extend(await self._bus.subjects(self._names.work, self._names.ticks_of(id)))
+
+        await each(names, schedules)
+        return await self._read(subjects, [self._names.schedule_key(id) for id in schedules])
 
     async def _read(self, subjects: Iterable[str], keys: Iterable[str]) -> Read:
         read = Read()
