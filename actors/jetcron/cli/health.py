@@ -63,7 +63,10 @@ class Health:
         if stored is None:
             return [
                 Finding(
-                    "note", "canary", "is not registered", "a health-checker and cron-sync together do it"
+                    "note",
+                    "canary",
+                    "is not registered (jetcron dev has none)",
+                    "a health-checker and cron-sync together do it",
                 )
             ]
         try:
