@@ -4,7 +4,6 @@ Owns nothing that outlives the attempt: what must be remembered is in the journa
 the process dies here, the run is retried, and finished steps are found in the journal.
 """
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -30,6 +29,10 @@ class Memory(Protocol):
     @property
     def replaying(self) -> bool:
         """Whether the code is still where an earlier attempt has been."""
+        ...
+
+    def number(self, id: str) -> str:
+        """The name of a step with this id, here: the same at every replay, and no other step's."""
         ...
 
     def now(self) -> int:
@@ -69,7 +72,8 @@ class Memory(Protocol):
 class Step:
     """Parts of a run that are remembered: a finished one is not done again when the run is retried or resumed.
 
-    An id used twice in one run is numbered: ``notify``, ``notify#2``. Steps may run side by side, under
+    An id used twice in one run is numbered: ``notify``, ``notify#2``. Steps of a step's own are named under it:
+    ``notify#/look up``. Steps may run side by side, under
     `asyncio.gather` or in a task group; when all branches wait, the run leaves its executor until the wait is over,
     and the code begins again from the top. Code outside steps therefore runs more than once.
 
@@ -80,7 +84,6 @@ class Step:
     def __init__(self, memory: Memory, run: Run) -> None:
         self._memory = memory
         self._run = run
-        self._used: Counter[str] = Counter()
 
     async def run(
         self,
@@ -193,8 +196,7 @@ class Step:
             raise ConfigurationError(
                 f"step id {id!r}; allowed are 1 to {MAX_ID} printable characters but '#', which numbers repeated ids"
             )
-        self._used[id] += 1
-        return id if self._used[id] == 1 else f"{id}#{self._used[id]}"
+        return self._memory.number(id)
 
 
 class RunLog:

@@ -12,7 +12,7 @@ from jetcron_protocol.messages import DeadLetter, Event, Gap, Run, SyncCommand, 
 from jetcron_protocol.subjects import Names
 
 MAX_BODY = 64 * 1024
-"""How much of a body a dead letter carries, in bytes."""
+"""How much a dead letter carries of a body nobody can read, in bytes."""
 MAX_HEADERS = 16 * 1024
 """How much of its headers, in bytes."""
 SYSTEM_EVENTS = "jetcron."
@@ -139,8 +139,11 @@ def storable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def failed_run(names: Names, run: Run, delivery: Delivery, reason: str, now: int) -> Outgoing:
-    """A dead letter for a run that failed for good: one subject a run, so that repeating replaces it."""
+def failed_run(names: Names, run: Run, delivery: Delivery, reason: str, now: int, *, most: int) -> Outgoing:
+    """A dead letter for a run that failed for good: one subject a run, so that repeating replaces it.
+
+    It carries the run's message, from which the run can be started again, up to `most` bytes.
+    """
     return Outgoing(
         names.dead_letter("failed", *run.function.split(".", 1), run.run),
         encode(
@@ -152,7 +155,7 @@ def failed_run(names: Names, run: Run, delivery: Delivery, reason: str, now: int
                 stream=delivery.stream,
                 sequence=delivery.sequence,
                 size=len(delivery.payload),
-                body=delivery.payload[:MAX_BODY],
+                body=delivery.payload[:most],
                 function=run.function,
                 run=run.run,
             )

@@ -10,7 +10,7 @@ import structlog
 from jetcron.bus import Bus, StoredMessage
 from jetcron.clock import Clock
 from jetcron.endings import Endings
-from jetcron.journal import History
+from jetcron.history import History
 from jetcron.many import each
 from jetcron.settings import Settings
 from jetcron.waits import Waits

@@ -1,24 +1,26 @@
-"""Runs as users read them: one run's handle, the listing, the ledger of what did not run.
+"""Runs as users see them: one run's handle, the listing, the ledger of what did not run; cancelling, starting again.
 
-Owns nothing: everything is read from the journal, as its leader has it.
+Owns nothing: everything is read from the journal, as its leader has it. What is ordered here is in the journal
+when the call returns; dying in between, the same call again does the rest.
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from jetcron.bus import Bus
+from jetcron.control import RunControl
 from jetcron.errors import (
     RunFailed,
     RunNotFound,
     TryAgain,
 )
-from jetcron.journal import History, fold, read_entries
+from jetcron.history import History, Status, status_of
+from jetcron.journal import read_history
 from jetcron_protocol.codec import DecodeError, decode, unpack
-from jetcron_protocol.messages import Failure, Gap, JournalEntry
-
-Status = Literal["queued", "running", "waiting", "retrying", "completed", "failed", "cancelled"]
+from jetcron_protocol.messages import Failure, Gap, JournalEntry, Run
 
 _LISTEN_SECONDS = 5.0
 
@@ -48,10 +50,8 @@ class RunHandle:
 
     async def view(self) -> RunView:
         """What its journal says now; a run nobody has claimed yet is queued."""
-        messages = await self._bus.history(
-            self._bus.names.journal, self._bus.names.journal_of(self.function, self.id)
-        )
-        return view(self.function, self.id, fold(read_entries(messages)))
+        history = await read_history(self._bus, self._bus.names.journal_of(self.function, self.id))
+        return view(self.function, self.id, history)
 
     async def status(self) -> Status:
         """``queued``, ``running``, ``waiting``, ``retrying``, ``completed``, ``failed`` or ``cancelled``."""
@@ -60,6 +60,10 @@ class RunHandle:
     async def history(self) -> History:
         """Its attempts and steps."""
         return (await self.view()).history
+
+    async def cancel(self, reason: str = "") -> Status:
+        """End it, as `Runs.cancel` does."""
+        return await RunControl(self._bus).cancel(self.function, self.id, reason)
 
     async def result(self, timeout: float | None = None) -> Any:
         """What it returned.
@@ -96,11 +100,9 @@ class RunHandle:
 
 def view(function: str, run: str, history: History) -> RunView:
     """A folded journal as users see it."""
-    last = history.last
+    last, status = history.last, status_of(history)
     if last is None:
-        return RunView(run, function, "queued", history)
-    running = last.entry in ("claimed", "opened", "step")
-    status: Status = "running" if running else last.entry  # type: ignore[assignment]
+        return RunView(run, function, status, history)
     return RunView(run, function, status, history, last.result if status == "completed" else None, last.error)
 
 
@@ -117,6 +119,7 @@ class Runs:
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
+        self._control = RunControl(bus)
 
     async def list(self, *, function: str | None = None, limit: int = 50) -> list[RunView]:
         """The newest runs first, by their ids' time, of one function or of all; reads `limit` journals."""
@@ -134,6 +137,39 @@ class Runs:
             raise RunNotFound(run)
         for subject in await self._bus.subjects(names.journal, names.journal_of_run(run)):
             return await self._read(subject)
+        raise RunNotFound(run)
+
+    async def cancel(self, run: str, reason: str = "") -> Status:
+        """End a run; returns how it ended: ``cancelled``, or as it had before.
+
+        A waiting or queued one ends at once; one that executes, at its next ``await``, within seconds. Functions it
+        invoked go on. Raises `RunNotFound` for one that no journal, no queue and no held message has.
+        """
+        return await self._control.cancel(await self._function_of(run), run, reason)
+
+    async def retry(self, run: str) -> None:
+        """Start a failed run again from its last good step: what it did stands, what it failed at is tried again.
+
+        It has all its attempts once more. Raises `RunNotFound`, `ConfigurationError` for a run that did not fail
+        or whose message is gone with its dead letter.
+        """
+        await self._control.retry(await self._function_of(run), run)
+
+    async def _function_of(self, run: str) -> str:
+        """The function of a run; queued ones, which only their messages know, are looked for among all."""
+        names = self._bus.names
+        if not run or not run.isalnum():
+            raise RunNotFound(run)
+        for subject in await self._bus.subjects(names.journal, names.journal_of_run(run)):
+            return names.parse_journal(subject)[0]
+        for subject in await self._bus.subjects(names.work, names.run_later_of(run)):
+            return names.parse_run_later(subject).function
+        async for page in self._bus.pages(names.work, names.run_ready_all):
+            for message in page:
+                with contextlib.suppress(DecodeError):
+                    queued = decode(Run, message.payload)
+                    if queued.run == run:
+                        return queued.function
         raise RunNotFound(run)
 
     async def gaps(self, *, function: str | None = None) -> Sequence[GapView]:
@@ -165,5 +201,4 @@ class Runs:
 
     async def _read(self, subject: str) -> RunView:
         function, run = self._bus.names.parse_journal(subject)
-        messages = await self._bus.history(self._bus.names.journal, subject)
-        return view(function, run, fold(read_entries(messages)))
+        return view(function, run, await read_history(self._bus, subject))

@@ -164,13 +164,13 @@ class Waits:
             return last is not None and last.event == met.event
         return True
 
-    async def child_ended(self, function: str, parent: str, step: str, met: Met) -> None:
+    async def child_ended(self, run: str, function: str, parent: str, step: str, met: Met) -> None:
         """Leave the outcome of a run for the one that invoked it, and wake that."""
         last = await self._last_entry(function, parent)
         if last is None or last.entry in ("completed", "failed", "cancelled"):
             return
-        subject = self._names.wait_for_child(parent, step)
         wait = Wait(function=function, run=parent, step=step, met=met)
+        subject = self._names.wait_for_child(parent, run)
         try:
             await self._bus.publish(subject, encode(wait), fenced(0) | {TTL: f"{_YEAR_SECONDS}s"})
         except WrongSequence:

@@ -345,6 +345,8 @@ class JournalEntry:
       it replaces the others: a run that had failed begins again
     - ``completed`` ``failed`` ``cancelled``: the last entry, replacing the others: `about`, `attempts`,
       `steps`, `waits` are the folded history; `result` or `object` or `error`
+
+    A folded history too large for a message is the object `folded`: a JournalEntry with those three fields.
     """
 
     kind: ClassVar[str] = "journal"
@@ -373,6 +375,7 @@ class JournalEntry:
     attempts: list[Attempt] | None = None
     steps: list[StepResult] | None = None
     waits: list[OpenStep] | None = None
+    folded: ObjectRef | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

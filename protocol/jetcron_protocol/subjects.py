@@ -307,6 +307,14 @@ class Names:
         return f"{self.namespace}.run.later.{escape(app)}.{escape(name)}.{run}.*"
 
     @property
+    def run_ready_all(self) -> str:
+        return f"{self.namespace}.run.ready.>"
+
+    def run_later_of(self, run: str) -> str:
+        """A filter for what is held of one run whose function is not known."""
+        return f"{self.namespace}.run.later.*.*.{run}.*"
+
+    @property
     def run_later_all(self) -> str:
         return f"{self.namespace}.run.later.>"
 
@@ -382,9 +390,13 @@ class Names:
         """A filter for every wait that an event of this name with these values meets."""
         return f"{self.namespace}.wait.{_bounded(name)}.{paths}.{values}.*.*"
 
-    def wait_for_child(self, run: str, step: str) -> str:
+    def wait_for_child(self, run: str, child: str) -> str:
         """Where the outcome of a run that another one invoked is left for it."""
-        return f"{self.namespace}.wait.==child.-.-.{run}.{_step(step)}"
+        return f"{self.namespace}.wait.==child.-.-.{run}.{child}"
+
+    def waits_for_children(self, run: str) -> str:
+        """A filter for the outcomes left for a run."""
+        return f"{self.namespace}.wait.==child.-.-.{run}.*"
 
     def waits_of(self, run: str) -> str:
         """A filter for everything a run waits for."""

@@ -24,7 +24,7 @@ from jetcron.bus import Bus, Outgoing
 from jetcron.errors import BusError, NotFound, TryAgain
 from jetcron.events import Event, store_events, to_wire
 from jetcron.health_checker import arm
-from jetcron.journal import FINISHED
+from jetcron.history import FINISHED
 from jetcron.settings import Settings
 from jetcron_protocol.codec import DecodeError, decode
 from jetcron_protocol.messages import DeadLetter, Gap, JournalEntry, Schedule

@@ -175,7 +175,7 @@ class Objects(Admin):
         if standing is not None and standing.payload == content.meta(bucket, used):
             # Ours, whose answer was lost, or the same of an earlier call; which may be about to end.
             as_wanted = standing.headers.get(TTL) == content.life.get(TTL) and (is_new or not content.life)
-            if as_wanted and await self._count(used) == content.chunks:
+            if as_wanted and await self._stands(content, standing, used, whole=not is_new):
                 await self._empty(place, end)
                 return
         elif is_new:
@@ -229,6 +229,17 @@ class Objects(Admin):
             if _sequence(last) == _sequence(standing):
                 raise TryAgain(0, 0, f"a meta is on its way: {error}") from None
             raise
+
+    async def _stands(self, content: _Content, standing: StoredMessage, used: str, *, whole: bool) -> bool:
+        """Whether the chunks of `content` are in the place in use; `whole`: as they were sent, too."""
+        if await self._count(used) != content.chunks:
+            return False
+        try:
+            if whole:
+                await self._read(ObjectRef(name=content.name, size=len(content.body)), standing)
+        except NotFound:
+            return False
+        return True
 
     async def _count(self, nuid: str) -> int:
         """How many chunks stand in a place, as the leader has it."""

@@ -183,7 +183,9 @@ def _print_entry(function: str, run: str, entry: JournalEntry, *, json: bool) ->
         return
     mark = {
         "claimed": "[blue]▶[/blue]",
+        "opened": "[dim]◦[/dim]",
         "step": "[dim]•[/dim]",
+        "waiting": "[cyan]⏸[/cyan]",
         "retrying": "[yellow]↻[/yellow]",
         "completed": "[green]✓[/green]",
         "failed": "[red]✗[/red]",

@@ -65,6 +65,11 @@ class Branches:
         if self._delivering is not None:
             self._delivering.cancel()
 
+    @property
+    def owed(self) -> bool:
+        """Whether a branch waits for a result that is there."""
+        return bool(self._due)
+
     async def turn(self, order: int) -> None:
         """Wait until the result of this order may reach the code: it stands still, and no earlier one is due."""
         if len(self._live) == 1 and not self._due:

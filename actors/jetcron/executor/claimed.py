@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from jetcron.app import FunctionDefinition
 from jetcron.bus import Delivery
 from jetcron.clock import Clock
 from jetcron.errors import (
@@ -20,7 +21,8 @@ from jetcron.errors import (
 )
 from jetcron.executor.branches import OUTSIDE
 from jetcron.executor.lease import Identity, Lease
-from jetcron.journal import RunJournal, about
+from jetcron.history import about
+from jetcron.journal import RunJournal
 from jetcron_protocol.messages import JournalEntry, OpenStep, Run
 
 
@@ -28,14 +30,13 @@ from jetcron_protocol.messages import JournalEntry, OpenStep, Run
 class Claimed:
     """A run that is ours to execute, under `identity`."""
 
+    definition: FunctionDefinition
     run: Run
     delivery: Delivery
     journal: RunJournal
     identity: Identity
     lease: Lease
     clock: Clock
-    handler: str | None = None
-    """The function that handles its failure."""
     deadline: int | None = None
     """When it must have ended, epoch ms."""
     started: int | None = None

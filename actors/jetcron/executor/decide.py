@@ -7,7 +7,7 @@ the caller comes back with it.
 from dataclasses import dataclass
 from typing import Literal
 
-from jetcron.journal import FINISHED, History
+from jetcron.history import FINISHED, History
 
 
 @dataclass(frozen=True, slots=True)

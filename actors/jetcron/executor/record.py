@@ -13,14 +13,13 @@ from typing import Any
 import structlog
 
 from jetcron import dispatch, retry
-from jetcron.app import FunctionDefinition
 from jetcron.bus import Bus
 from jetcron.clock import Clock
 from jetcron.endings import Endings
 from jetcron.errors import NonRetriableError, PayloadTooLarge
 from jetcron.executor.claimed import Claimed
 from jetcron.executor.invoke import Outcome, Raised, Returned, Waiting, describe
-from jetcron.journal import about
+from jetcron.history import about
 from jetcron.metrics import Metrics
 from jetcron.settings import Settings
 from jetcron.waits import Waits
@@ -31,6 +30,8 @@ from jetcron_protocol.subjects import HANDLER
 
 log = structlog.get_logger("jetcron.executor")
 
+_LETTER = 32 * 1024
+"""Bytes that a dead letter takes besides the run's message."""
 _LEVELS = {
     "completed": logging.DEBUG,
     "waiting": logging.DEBUG,
@@ -63,7 +64,7 @@ class Recorder:
         self._metrics = metrics
         self._random = random.Random()
 
-    async def record(self, definition: FunctionDefinition, claimed: Claimed, outcome: Outcome) -> None:
+    async def record(self, claimed: Claimed, outcome: Outcome) -> None:
         """Journal how an attempt ended, and do what follows. Raises as `RunJournal.append`."""
         match outcome:
             case Waiting():
@@ -71,15 +72,15 @@ class Recorder:
                 return
             case Returned(result=result):
                 try:
-                    await self._complete(definition, claimed, result)
+                    await self._complete(claimed, result)
                     return
                 except (EncodeError, PayloadTooLarge) as problem:
                     error: BaseException = NonRetriableError(
-                        f"{definition.id} returned what cannot be stored: {problem}"
+                        f"{claimed.definition.id} returned what cannot be stored: {problem}"
                     )
             case Raised(error=error):
                 pass
-        await self._retry_or_fail(definition, claimed, error)
+        await self._retry_or_fail(claimed, error)
 
     async def _wait(self, claimed: Claimed) -> None:
         """Every branch waits: the next turn comes at the earliest of their times, or of the deadline."""
@@ -96,9 +97,9 @@ class Recorder:
         self._ended(claimed, entry, on=entry.on, again_at=entry.next_at)
         await self.follow_up(claimed)
 
-    async def _complete(self, definition: FunctionDefinition, claimed: Claimed, result: Any) -> None:
+    async def _complete(self, claimed: Claimed, result: Any) -> None:
         """Raises `EncodeError` or `PayloadTooLarge`, and records nothing, for a result that cannot be stored."""
-        keep = self._keep(definition, failed=False)
+        keep = self._keep(claimed, failed=False)
         kept: dict[str, Any] = {"result": result}
         if result is not None:
             body = pack(result)
@@ -112,12 +113,10 @@ class Recorder:
         self._ended(claimed, entry)
         await self.follow_up(claimed)
 
-    async def _retry_or_fail(
-        self, definition: FunctionDefinition, claimed: Claimed, error: BaseException
-    ) -> None:
+    async def _retry_or_fail(self, claimed: Claimed, error: BaseException) -> None:
         failure = describe(error)
         decision = retry.decide(
-            definition.retry,
+            claimed.definition.retry,
             attempt=claimed.attempt,
             error=error,
             now=self._clock.now(),
@@ -125,18 +124,17 @@ class Recorder:
         )
         match decision:
             case retry.RetryAt(at_ms=at) if claimed.deadline is not None and at >= claimed.deadline:
-                await self.fail(definition, claimed, failure, "the next attempt would be after its deadline")
+                await self.fail(claimed, failure, "the next attempt would be after its deadline")
             case retry.RetryAt(at_ms=at):
                 entry = claimed.entry("retrying", started=claimed.started, error=failure, next_at=at)
                 await claimed.journal.append(entry)
                 self._ended(claimed, entry, error=f"{failure.type}: {failure.message}", again_at=at)
                 await self.follow_up(claimed)
             case retry.GiveUp(text=text):
-                await self.fail(definition, claimed, failure, text)
+                await self.fail(claimed, failure, text)
 
     async def fail(
         self,
-        definition: FunctionDefinition,
         claimed: Claimed,
         failure: Failure,
         reason: str,
@@ -145,14 +143,14 @@ class Recorder:
     ) -> None:
         """End the run as failed; `lost`: its processes died so many times in a row."""
         entry = claimed.entry("failed", started=claimed.started, error=failure, lost=lost)
-        await claimed.journal.finish(entry, keep=self._keep(definition, failed=True), keep_steps=True)
+        await claimed.journal.finish(entry, keep=self._keep(claimed, failed=True), keep_steps=True)
         self._ended(claimed, entry, error=f"{failure.type}: {failure.message}", reason=reason)
         await self.follow_up(claimed)
 
-    async def cancel(self, definition: FunctionDefinition, claimed: Claimed, failure: Failure) -> None:
+    async def cancel(self, claimed: Claimed, failure: Failure) -> None:
         """End a run of ours as cancelled."""
         entry = claimed.entry("cancelled", error=failure)
-        await claimed.journal.finish(entry, keep=self._keep(definition, failed=True), keep_steps=True)
+        await claimed.journal.finish(entry, keep=self._keep(claimed, failed=True), keep_steps=True)
         self._ended(claimed, entry, error=f"{failure.type}: {failure.message}")
         await self.follow_up(claimed)
 
@@ -173,7 +171,14 @@ class Recorder:
                 if last.entry == "failed":
                     await self._bury(claimed, last)
                 about_ = last.about or about(run)
-                await self._endings.follow(run.function, run.run, last, about_, tell=self._told())
+                await self._endings.follow(
+                    run.function,
+                    run.run,
+                    last,
+                    about_,
+                    keep=self._keep(claimed, failed=True),
+                    tell=self._told(),
+                )
 
     async def _hold(self, run: Run, last: JournalEntry) -> None:
         at = last.next_at if last.next_at is not None else last.at
@@ -195,12 +200,16 @@ class Recorder:
         run = claimed.run
         failure = last.error or Failure(type="unknown", message="")
         reason = f"{failure.type}: {failure.message}"
-        await self._bus.store(dispatch.failed_run(self._names, run, claimed.delivery, reason, last.at))
-        if claimed.handler is None:
+        await self._bus.store(
+            dispatch.failed_run(
+                self._names, run, claimed.delivery, reason, last.at, most=self._bus.max_body - _LETTER
+            )
+        )
+        if claimed.definition.on_failure is None:
             return
         handling = Run(
             run=child_run_id(run.run, f"{HANDLER} {last.turn}"),
-            function=claimed.handler,
+            function=claimed.definition.on_failure,
             trigger="invoke",
             fire_at=last.at,
             parent=run.run,
@@ -217,9 +226,9 @@ class Recorder:
             dispatch.new_run(self._names, handling, now=self._clock.now(), lead=self._settings.lead_ms)
         )
 
-    def _keep(self, definition: FunctionDefinition, *, failed: bool) -> int:
-        if definition.keep is not None:
-            return round(definition.keep.total_seconds())
+    def _keep(self, claimed: Claimed, *, failed: bool) -> int:
+        if claimed.definition.keep is not None:
+            return round(claimed.definition.keep.total_seconds())
         return self._settings.keep_failed if failed else self._settings.keep_completed
 
     def _ended(self, claimed: Claimed, entry: JournalEntry, **more: Any) -> None:

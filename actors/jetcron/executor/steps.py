@@ -8,6 +8,7 @@ takes the run over finds in the journal every step that is done, and every one t
 import asyncio
 import inspect
 import random
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -63,6 +64,8 @@ _LATER = 1.0
 at last, in seconds."""
 _AGAIN = 0.2
 _SEEN = 20
+_WITHIN = "#/"
+"""Between a step and one of its own steps; no id of a user's has a '#'."""
 _SCALARS = (bool, int, float, str, bytes)
 
 _running: "ContextVar[str | None]" = ContextVar("jetcron_step", default=None)
@@ -99,6 +102,9 @@ class Steps:
         self._history = claimed.journal.history
         self._order = {id: order for order, id in enumerate(self._history.steps)}
         self._unreached = {*self._history.steps, *self._history.waits}
+        self._nested = {id for id in self._unreached if _WITHIN in id}
+        self._used: defaultdict[str | None, Counter[str]] = defaultdict(Counter)
+        """How often each id was used, in the function and in each of its steps that runs."""
         self._inside: dict[asyncio.Task[Any], int] = {}
         self._waiting: dict[asyncio.Task[Any], _Waiting] = {}
         self._changed = asyncio.Event()
@@ -120,6 +126,14 @@ class Steps:
 
     def now(self) -> int:
         return self._clock.now()
+
+    def number(self, id: str) -> str:
+        """``id``, ``id#2`` …; under the step whose function uses it, if one runs."""
+        outer = _running.get()
+        self._used[outer][id] += 1
+        times = self._used[outer][id]
+        name = id if times == 1 else f"{id}#{times}"
+        return name if outer is None else f"{outer}{_WITHIN}{name}"
 
     async def run(
         self,
@@ -194,7 +208,8 @@ class Steps:
         if done is not None:
             return await self._result(done)
         opened = self._open_here(step, "invoke", function)
-        child = self._child(step, function, data)
+        child = opened.child if opened is not None and opened.child is not None else self._child_id(step)
+        message = self._child(step, function, data, child)
         if opened is None:
             await self._check_function(step, function)
             opened = await self._open(
@@ -202,12 +217,12 @@ class Steps:
                 "invoke",
                 until=self._clock.now() + timeout // timedelta(milliseconds=1),
                 target=function,
-                child=child_run_id(self._run.run, step),
-                wait=self._tools.bus.names.wait_for_child(self._run.run, step),
+                child=child,
+                wait=self._tools.bus.names.wait_for_child(self._run.run, child),
             )
-            await self._surely(lambda: self._tools.bus.store(child))
+            await self._surely(lambda: self._tools.bus.store(message))
         elif await self._child_is_unknown(opened):
-            await self._surely(lambda: self._tools.bus.store(child))
+            await self._surely(lambda: self._tools.bus.store(message))
         met = await self._until(opened)
         started = opened.at
         about = {"started": started, "target": function, "child": opened.child}
@@ -251,7 +266,8 @@ class Steps:
         done = self._history.steps.get(step)
         if done is None:
             if step not in self._history.waits:
-                self._unreached.clear()  # where no attempt has been before
+                if not self._branches.owed:
+                    self._unreached.clear()  # where no attempt has been before
                 if len(self._history.steps) + len(self._history.waits) >= self._settings.max_steps:
                     self._break(
                         LimitExceeded(
@@ -262,7 +278,7 @@ class Steps:
             return None
         self._same_kind(step, done, op, target)
         await self._branches.turn(self._order[step])
-        self._unreached.discard(step)
+        self._reached(step)
         self._claimed.check_running(step)
         if done.error is not None:
             raise StepError(step, done.error.type, done.error.message, done.error.traceback)
@@ -275,6 +291,12 @@ class Steps:
             self._same_kind(step, opened, op, target)
             self._unreached.discard(step)
         return opened
+
+    def _reached(self, step: str) -> None:
+        """The code has this finished step's result; what the step did itself is not done again."""
+        self._unreached.discard(step)
+        if self._nested:
+            self._unreached -= {one for one in self._nested if one.startswith(f"{step}{_WITHIN}")}
 
     def _same_kind(self, step: str, found: StepResult | OpenStep, op: Op, target: str | None) -> None:
         if (found.op, found.target) != (op, target):
@@ -362,6 +384,7 @@ class Steps:
     async def _call(
         self, step: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
+        self._used.pop(step, None)  # a second try uses the same ids
         running = _running.set(step)
         try:
             with self._active(), structlog.contextvars.bound_contextvars(step=step):
@@ -402,11 +425,16 @@ class Steps:
                 )
             )
 
-    def _child(self, step: str, function: str, data: Any) -> Outgoing:
-        """The run a step invokes: the same however often it is stored."""
+    def _child_id(self, step: str) -> str:
+        """The run a step invokes; another one when the run that had failed begins again."""
+        life = self._history.reopened
+        return child_run_id(self._run.run, f"{step}{_WITHIN}{life}" if life else step)
+
+    def _child(self, step: str, function: str, data: Any, child: str) -> Outgoing:
+        """The message of the run a step invokes: the same however often it is stored."""
         now = self._clock.now()
         run = Run(
-            run=child_run_id(self._run.run, step),
+            run=child,
             function=function,
             trigger="invoke",
             fire_at=now,

@@ -94,7 +94,7 @@ class Worker:
         if claimed is None:
             return
         try:
-            await self._attempt(definition, claimed)
+            await self._attempt(claimed)
         except RunCancelled:
             # Whoever cancelled it does what follows; if they died, this does.
             await self._read(claimed)
@@ -125,13 +125,13 @@ class Worker:
             except DecodeError:
                 continue  # our next append is refused, and then it is read
 
-    async def _attempt(self, definition: FunctionDefinition, claimed: Claimed) -> None:
+    async def _attempt(self, claimed: Claimed) -> None:
         """Hold, execute, record, and do what follows."""
         await self._hold(claimed.run, claimed.delivery)
         await self._room.enter()
         try:
             claimed.check()
-            outcome = await self._execute(definition, claimed)
+            outcome = await self._execute(claimed)
         except (LeaseLost, RunCancelled):
             await claimed.settle()  # lost for good, or an append whose outcome nobody knows
             raise
@@ -142,7 +142,7 @@ class Worker:
         claimed.ended = True
         await self._room.let_others_start()
         claimed.check()
-        await self._recorder.record(definition, claimed, outcome)
+        await self._recorder.record(claimed, outcome)
 
     # Claim.
 
@@ -151,9 +151,7 @@ class Worker:
     ) -> Claimed | None:
         """Make the run ours, or settle its message; None when there is nothing to execute."""
         journal = RunJournal(self._bus, run.function, run.run, patience=self._patience)
-        claimed = Claimed(
-            run, delivery, journal, identity, self._lease, self._clock, handler=definition.on_failure
-        )
+        claimed = Claimed(definition, run, delivery, journal, identity, self._lease, self._clock)
         if run.turn > 0 or delivery.delivered > 1:
             await self._read(claimed)
         while True:
@@ -161,10 +159,10 @@ class Worker:
                 match await self._verdict(claimed):
                     case Claim(attempt=attempt, lost=lost):
                         claimed.check()  # a claim of the dead would only be lost again
-                        if await self._too_late(definition, claimed):
+                        if await self._too_late(claimed):
                             await delivery.ack()
                             return None
-                        cancels = await self._open_cancels(definition, claimed)
+                        cancels = await self._open_cancels(claimed)
                         await journal.append(claimed.claim_entry(attempt, lost, cancels))
                         identity.runs.add(run.run)
                         return claimed
@@ -172,9 +170,7 @@ class Worker:
                         failure = Failure(
                             type="ProcessDied", message=f"the process executing it died {lost} times in a row"
                         )
-                        await self._recorder.fail(
-                            definition, claimed, failure, f"lost {lost} times in a row", lost=lost
-                        )
+                        await self._recorder.fail(claimed, failure, f"lost {lost} times in a row", lost=lost)
                         await delivery.ack()
                         return None
                     case FollowUp():
@@ -192,29 +188,30 @@ class Worker:
             except WrongSequence:
                 await self._read(claimed)
 
-    async def _too_late(self, definition: FunctionDefinition, claimed: Claimed) -> bool:
+    async def _too_late(self, claimed: Claimed) -> bool:
         """End a run that waited too long to begin, or whose deadline has passed."""
         run, history, now = claimed.run, claimed.journal.history, self._clock.now()
+        definition = claimed.definition
         due = history.about.fire_at if history.about is not None else run.fire_at
         if definition.start_timeout is not None and history.last is None:
             latest = due + definition.start_timeout // MILLISECOND
             if now > latest:
                 text = f"it was due at {from_ms(due).isoformat()} and had not begun by {from_ms(latest).isoformat()}"
-                await self._recorder.cancel(definition, claimed, Failure(type="StartTimeout", message=text))
+                await self._recorder.cancel(claimed, Failure(type="StartTimeout", message=text))
                 return True
         if definition.deadline is not None:
             claimed.deadline = due + definition.deadline // MILLISECOND
             if now >= claimed.deadline:
                 error = describe(_deadline_exceeded(definition))
-                await self._recorder.fail(definition, claimed, error, "its deadline passed")
+                await self._recorder.fail(claimed, error, "its deadline passed")
                 return True
         return False
 
-    async def _open_cancels(self, definition: FunctionDefinition, claimed: Claimed) -> list[str]:
+    async def _open_cancels(self, claimed: Claimed) -> list[str]:
         """Before a run begins: store the waits for what cancels it. Whoever made the run may have done so before."""
-        if not definition.cancel_on or claimed.journal.history.about is not None:
+        if not claimed.definition.cancel_on or claimed.journal.history.about is not None:
             return []
-        return await self._waits.open_cancels(definition.wire().cancel_on, claimed.run)
+        return await self._waits.open_cancels(claimed.definition.wire().cancel_on, claimed.run)
 
     async def _read(self, claimed: Claimed) -> None:
         try:
@@ -268,8 +265,8 @@ class Worker:
 
     # Execute.
 
-    async def _execute(self, definition: FunctionDefinition, claimed: Claimed) -> Outcome:
-        run = claimed.run
+    async def _execute(self, claimed: Claimed) -> Outcome:
+        definition, run = claimed.definition, claimed.run
         branches = Branches(self._clock)
         steps = Steps(self._tools, claimed, branches, definition.retry)
         context = Context(run, attempt=claimed.attempt, memory=steps)
@@ -289,9 +286,7 @@ class Worker:
         self._executing[run.run] = claimed
         before = branches.main.cancelling()
         try:
-            outcome = await invoke(
-                definition, context, data_of(run), self._limiter, self._bound(definition, claimed)
-            )
+            outcome = await invoke(definition, context, data_of(run), self._limiter, self._bound(claimed))
         except (asyncio.CancelledError, RunReleased, RunCancelled):
             if claimed.interrupted is None:
                 raise
@@ -311,8 +306,9 @@ class Worker:
             return Waiting()
         return Raised(steps.broken) if steps.broken is not None else outcome
 
-    def _bound(self, definition: FunctionDefinition, claimed: Claimed) -> Bound | None:
+    def _bound(self, claimed: Claimed) -> Bound | None:
         """The function's timeout or what is left until the run's deadline, whichever is shorter."""
+        definition = claimed.definition
         bound: Bound | None = None
         if definition.timeout is not None:
             seconds = definition.timeout.total_seconds()

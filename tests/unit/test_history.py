@@ -2,7 +2,7 @@
 
 import pytest
 
-from jetcron.journal import FINISHED, History, about, finish, fold
+from jetcron.history import FINISHED, History, about, finish, fold
 from jetcron_protocol.codec import decode, encode
 from jetcron_protocol.messages import About, Event, Failure, JournalEntry, Run
 
