@@ -4,15 +4,19 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from benchmarks import lateness, memory, throughput
+import uvloop
+
+from benchmarks import lateness, memory, steps, throughput
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("what", nargs="*", choices=["throughput", "lateness", "memory", []], default=[])
+    parser.add_argument(
+        "what", nargs="*", choices=["throughput", "lateness", "memory", "steps", "waits", []], default=[]
+    )
     parser.add_argument("--seconds", type=int, default=300, help="how long ten functions fire each second")
     arguments = parser.parse_args()
-    wanted = arguments.what or ["throughput", "lateness", "memory"]
+    wanted = arguments.what or ["throughput", "lateness", "memory", "steps", "waits"]
     with tempfile.TemporaryDirectory() as folder:
         if "throughput" in wanted:
             throughput.run(str(Path(folder) / "throughput"))
@@ -20,6 +24,10 @@ def main() -> None:
             lateness.run(str(Path(folder) / "lateness"), arguments.seconds)
         if "memory" in wanted:
             memory.run(str(Path(folder) / "memory"))
+        if "steps" in wanted:
+            uvloop.run(steps.measure_steps(str(Path(folder) / "steps")))
+        if "waits" in wanted:
+            uvloop.run(steps.measure_waits(str(Path(folder) / "waits")))
 
 
 main()
