@@ -5,7 +5,7 @@ dies before the runs are stored, the events are delivered again and make the sam
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -19,10 +19,10 @@ from jetcron.errors import TryAgain
 from jetcron.many import each
 from jetcron.process import Process
 from jetcron.settings import Settings
-from jetcron.waits import Waits, read_wait
+from jetcron.waits import Waits
 from jetcron_protocol.codec import EVENT_HEADER, DecodeError, VersionError, decode, decode_event
 from jetcron_protocol.ids import event_run_id
-from jetcron_protocol.messages import CancelTrigger, Event, Failure, Function, Met, Run
+from jetcron_protocol.messages import CancelTrigger, Event, Failure, Function, Met, Run, Wait
 from jetcron_protocol.subjects import InvalidName, pattern_matches
 
 log = structlog.get_logger("jetcron.event-router")
@@ -155,34 +155,44 @@ class EventRouter:
                 )
                 continue
             kind.append(one)
-        await self._open_cancels(triggers, routed)
-        await self._meet_waits(routed)
-        await self._store(routed)
+        unmet = await self._apart(routed, lambda one: self._open_cancels(triggers, one))
+        waited = await self._waits.waited_for({one.event.name for one in routed})
+        unmet |= await self._apart([one for one in routed if one.event.name in waited], self._meet)
+        await self._process.hand_back([one.delivery for one in unmet])
+        await self._store([one for one in routed if one not in unmet])
         await self._store(held)
         self._process.metrics.events.inc(len(deliveries))
         self._process.metrics.event_runs.inc(sum(len(one.messages) for one in routed))
 
-    async def _open_cancels(self, triggers: Triggers, routed: "Sequence[_Routed]") -> None:
+    async def _apart(
+        self, routed: "Sequence[_Routed]", work: "Callable[[_Routed], Awaitable[None]]"
+    ) -> "set[_Routed]":
+        """Those for which it could not be done now: they stop none of the others."""
+        failed: set[_Routed] = set()
+
+        async def one(item: _Routed) -> None:
+            try:
+                await work(item)
+            except TryAgain as error:
+                log.warning("an event is handed back", name=item.event.name, reason=str(error))
+                failed.add(item)
+
+        await each(one, routed)
+        return failed
+
+    async def _open_cancels(self, triggers: Triggers, one: "_Routed") -> None:
         """Before a run is stored: what cancels it may come before it begins."""
-        runs = [run for one in routed for run in one.runs if run.function in triggers.cancels]
-
-        async def open(run: Run) -> None:
-            await self._waits.open_cancels(triggers.cancels[run.function], run)
-
-        await each(open, runs)
-
-    async def _meet_waits(self, routed: "Sequence[_Routed]") -> None:
-        """Wake or cancel the runs that wait for these events."""
-        names = {one.event.name for one in routed}
-        waited = await self._waits.waited_for(names)
-        await each(self._meet, [one for one in routed if one.event.name in waited])
+        for run in one.runs:
+            if run.function in triggers.cancels:
+                await self._waits.open_cancels(triggers.cancels[run.function], run)
 
     async def _meet(self, one: "_Routed") -> None:
+        """Wake or cancel the runs that wait for this event."""
         event = one.event
         at = event.at if event.at is not None else one.delivery.stored_at
 
-        async def wake(stored: StoredMessage) -> None:
-            wait = read_wait(stored)
+        async def wake(found: tuple[StoredMessage, Wait]) -> None:
+            stored, wait = found
             if wait.met is None:
                 # Twice delivered, or of a time before the wait: two clocks may differ by as much as the lead.
                 if event.id in wait.seen or at < stored.stored_at - self._settings.lead_ms:
@@ -239,7 +249,7 @@ class EventRouter:
         return triggers
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Routed:
     """An event and what it leads to: runs, or a message that is held."""
 
