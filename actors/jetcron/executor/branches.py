@@ -19,8 +19,12 @@ _QUIET = 3
 that awaits it through callbacks, which take a turn or two in which neither could run."""
 _MOST_TURNS = 200
 """After so many turns the next result is delivered all the same: a task that polls never stands still."""
-_JOINS = ("asyncio.tasks", "asyncio.taskgroups", "anyio._backends._asyncio")
-"""Whose coroutines wait for other tasks."""
+_JOINS = {
+    "asyncio.tasks": ("wait", "_wait", "wait_for"),
+    "asyncio.taskgroups": ("__aexit__", "_aexit"),
+    "anyio._backends._asyncio": ("__aexit__",),
+}
+"""Coroutines that wait for other tasks, by their modules."""
 
 _tasks: "ContextVar[set[asyncio.Task[Any]] | None]" = ContextVar("jetcron_tasks", default=None)
 OUTSIDE = Context()
@@ -165,7 +169,7 @@ def _opened(futures: "Iterable[asyncio.Future[Any]]") -> "Iterator[asyncio.Futur
 def _joined_in(coroutine: Any) -> "Iterator[asyncio.Future[Any]]":
     """The tasks for which a coroutine of asyncio's or anyio's waits."""
     frame = getattr(coroutine, "cr_frame", None)
-    if frame is None or frame.f_globals.get("__name__") not in _JOINS:
+    if frame is None or frame.f_code.co_name not in _JOINS.get(frame.f_globals.get("__name__"), ()):
         return
     for name, value in frame.f_locals.items():
         if name == "self":

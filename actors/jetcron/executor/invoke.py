@@ -1,27 +1,23 @@
 """Call the user's code and say how it ended: one of a closed set of outcomes.
 
-Owns the boundary between our code and the user's. Never records anything. A plain function that overruns
-its timeout goes on in its thread, for threads cannot be stopped; its late result is dropped.
+Owns the boundary between our code and the user's. Never records anything.
 """
 
 import asyncio
-import inspect
 import traceback
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-import anyio.to_thread
-import structlog
+import anyio
 
 from jetcron.app import FunctionDefinition
 from jetcron.context import Context
 from jetcron.dispatch import storable
 from jetcron.errors import PayloadInvalid, Signal, signal_in
+from jetcron.executor.threads import call
 from jetcron_protocol.messages import Failure
-
-log = structlog.get_logger("jetcron.executor")
 
 _MAX_TRACEBACK = 16_000
 _MAX_MESSAGE = 4_000
@@ -71,8 +67,8 @@ async def invoke(
     try:
         args = (context,) if definition.payload is None else (context, definition.payload.read(data))
         if bound is None:
-            return Returned(await _call(definition, args, limiter))
-        return await _within(bound, _call(definition, args, limiter))
+            return Returned(await call(definition.id, definition.handler, args, limiter=limiter))
+        return await _within(bound, call(definition.id, definition.handler, args, limiter=limiter))
     except asyncio.CancelledError as error:
         task = asyncio.current_task()
         if task is not None and task.cancelling():
@@ -88,37 +84,6 @@ async def invoke(
         raise
     except BaseException as error:  # noqa: BLE001 - the user's code may raise anything
         return Raised(error)
-
-
-async def _call(definition: FunctionDefinition, args: tuple[Any, ...], limiter: anyio.CapacityLimiter) -> Any:
-    if definition.is_async:
-        return await definition.handler(*args)
-    thread = _Thread(definition, args)
-    try:
-        result = await anyio.to_thread.run_sync(thread.run, abandon_on_cancel=True, limiter=limiter)
-    except asyncio.CancelledError:
-        thread.abandoned = True
-        raise
-    return await result if inspect.isawaitable(result) else result
-
-
-class _Thread:
-    """A plain function in its thread, which says so when it ends after nobody waits for it any more."""
-
-    def __init__(self, definition: FunctionDefinition, args: tuple[Any, ...]) -> None:
-        self._definition = definition
-        self._args = args
-        self.abandoned = False
-
-    def run(self) -> Any:
-        try:
-            return self._definition.handler(*self._args)
-        finally:
-            if self.abandoned:
-                log.warning(
-                    "a function ended after its run was over, what it returned is dropped",
-                    function=self._definition.id,
-                )
 
 
 async def _within(bound: Bound, call: Coroutine[Any, Any, Any]) -> Outcome:

@@ -6,7 +6,6 @@ takes the run over finds in the journal every step that is done, and every one t
 """
 
 import asyncio
-import inspect
 import random
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -16,7 +15,6 @@ from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
 import anyio
-import anyio.to_thread
 import structlog
 
 from jetcron import dispatch, retry
@@ -34,6 +32,7 @@ from jetcron.events import store_events
 from jetcron.executor.branches import OUTSIDE, Branches
 from jetcron.executor.claimed import Claimed
 from jetcron.executor.invoke import describe
+from jetcron.executor.threads import call
 from jetcron.options import Retry
 from jetcron.results import result_reader
 from jetcron.settings import Settings, variable_of
@@ -388,12 +387,8 @@ class Steps:
         running = _running.set(step)
         try:
             with self._active(), structlog.contextvars.bound_contextvars(step=step):
-                if inspect.iscoroutinefunction(function):
-                    return await function(*args, **kwargs)
-                result = await anyio.to_thread.run_sync(
-                    lambda: function(*args, **kwargs), abandon_on_cancel=True, limiter=self._tools.limiter
-                )
-                return await result if inspect.isawaitable(result) else result
+                name = f"{self._run.function}, step {step!r}"
+                return await call(name, function, args, kwargs, limiter=self._tools.limiter)
         finally:
             _running.reset(running)
 
