@@ -5,9 +5,18 @@ Owns the rules by which a run's history grows, ends and begins again. Pure: read
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
-from jetcron_protocol.messages import About, Attempt, Failure, JournalEntry, OpenStep, Run, StepResult
+from jetcron_protocol.messages import (
+    About,
+    Attempt,
+    Failure,
+    JournalEntry,
+    ObjectRef,
+    OpenStep,
+    Run,
+    StepResult,
+)
 
 FINISHED = ("completed", "failed", "cancelled")
 Status = Literal["queued", "running", "waiting", "retrying", "completed", "failed", "cancelled"]
@@ -76,9 +85,8 @@ def step(history: History, sequence: int, entry: JournalEntry) -> History:
             history.lost = 0
             history.waits[opened.id] = opened
         case "step":
-            done = _done(entry)
+            done = _done(entry, history.waits.pop(entry.step or "", None))
             history.lost = 0
-            history.waits.pop(done.id, None)
             history.steps[done.id] = done
         case "waiting":
             history.claim = None
@@ -113,7 +121,8 @@ def _take_folded(history: History, entry: JournalEntry) -> None:
         history.waits = {opened.id: opened for opened in entry.waits or ()}
 
 
-def _done(entry: JournalEntry) -> StepResult:
+def _done(entry: JournalEntry, opened: OpenStep | None) -> StepResult:
+    before = opened.error if opened is not None else None
     return StepResult(
         id=entry.step or "",
         op=entry.op or "",
@@ -125,6 +134,7 @@ def _done(entry: JournalEntry) -> StepResult:
         target=entry.target,
         child=entry.child,
         tries=entry.tries,
+        before=replace(before, traceback="") if before is not None else None,
     )
 
 
@@ -194,7 +204,17 @@ def reopen(history: History, entry: JournalEntry) -> JournalEntry:
 
 
 def _without_result(done: StepResult) -> StepResult:
-    return replace(done, result=None, object=None)
+    """What a step did, without its data: of a wait that was met, which event met it; how many events were sent."""
+    match done:
+        case StepResult(op="send", result=int() as count):
+            kept: Any = count
+        case StepResult(op="wait", result={"id": id}):
+            kept = {"id": id}
+        case StepResult(op="wait", object=ObjectRef()):
+            kept = {"id": None}
+        case _:
+            kept = None
+    return replace(done, result=kept, object=None)
 
 
 def about(run: Run, cancels: Sequence[str] = ()) -> About:

@@ -293,7 +293,7 @@ class StepResult:
     """A finished step in a folded journal: a `result`, here or as `object`, or the `error` it failed with for good.
 
     `target` is the event it waited for, or the function it invoked, as the run `child`; `tries` how often it failed
-    before.
+    before, at last with `before`, whose traceback is left out.
     """
 
     kind: ClassVar[str] = "step_result"
@@ -307,6 +307,7 @@ class StepResult:
     target: str | None = None
     child: Token | None = None
     tries: Count = 0
+    before: Failure | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,7 @@ MAX_ID = 200
 _TOKEN_LIMIT = 255
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+")
 _NAMESPACE = re.compile(r"[a-z0-9_-]{1,64}")
-_COUNT = re.compile(r"0|[1-9][0-9]{0,17}")
+_COUNT = re.compile(r"0|[1-9][0-9]{0,18}")  # up to 2**63
 _TIME = re.compile(r"0|-?[1-9][0-9]{0,17}")
 _SHARD = re.compile(r"[0-9a-f]{2}")
 _ESCAPED = re.compile(r"(?:[A-Za-z0-9_-]|=[0-9A-F]{2})+")
@@ -417,6 +417,14 @@ class Names:
     @property
     def dead_all(self) -> str:
         return f"{self.namespace}.dead.>"
+
+    def dead_letters_of(self, function: str) -> str:
+        """A filter for the letters of a function's runs that failed for good."""
+        return f"{self.dead_letter('failed', *split_function(function))}.*"
+
+    def dead_letter_of_run(self, run: str) -> str:
+        """A filter for the letter of one run whose function is not known."""
+        return f"{self.dead_letter('failed')}.*.*.{run}"
 
     # The object store, as other NATS clients know it (ADR-20).
     def object_meta(self, name: str) -> str:
