@@ -79,6 +79,9 @@ def schedules(written: Sequence[Function], found: dict[str, Held[Function]]) -> 
                     dst=cron.dst,
                     jitter=function.jitter,
                     catch_up=function.catch_up,
+                    catch_up_within=function.catch_up_within,
+                    catch_up_most=function.catch_up_most,
+                    overlap=function.overlap,
                     state=_STATES[function.state],
                 )
             )

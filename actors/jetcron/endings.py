@@ -1,4 +1,4 @@
-"""What follows the end of a run, whoever ended it: its parent is woken, its waits are forgotten, others are told.
+"""What follows the end of a run, whoever ended it: its parent is woken, and who waits for its turn; others are told.
 
 Owns the part that needs no more than the last entry of the journal, from which it is repeated until the run's
 message is acknowledged: the same however often. If the process dies in between, whoever gets the message again
@@ -16,6 +16,7 @@ from jetcron.clock import Clock
 from jetcron.errors import TryAgain, Unconfirmed, WrongSequence
 from jetcron.history import History
 from jetcron.journal import RunJournal
+from jetcron.lanes import Lanes, lane_for
 from jetcron.settings import Settings
 from jetcron.waits import Waits
 from jetcron_protocol import messages
@@ -36,6 +37,7 @@ class Endings:
         self._clock = clock
         self._settings = settings
         self._waits = waits
+        self._lanes = Lanes(bus, waits)
         self._by = by
 
     async def follow(
@@ -54,6 +56,9 @@ class Endings:
                 error=last.error,
             )
             await self._waits.child_ended(run, about.parent_function, about.parent, about.parent_step, met)
+        lane = lane_for(function, run, about)
+        if lane is not None:
+            await self._lanes.pass_on(function, lane)
         await self._forget_waits(run, last, about)
         for done in last.steps or ():
             if done.object is None:

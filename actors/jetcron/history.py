@@ -225,6 +225,7 @@ def about(run: Run, cancels: Sequence[str] = ()) -> About:
         fire_at=run.fire_at,
         schedule=run.schedule,
         scheduled_at=run.scheduled_at,
+        overlap=run.overlap,
         event=event.name if event else None,
         event_id=event.id if event else None,
         parent=run.parent,

@@ -16,8 +16,10 @@ from jetcron_protocol.messages import Attempt, JournalEntry
 
 _WHY = {
     "catch_up": "missed, and catch_up left it out",
+    "too_old": "missed, and older than catch_up lets run",
     "too_many": "missed, with more than catch_up='all' runs",
     "unknown_history": "so long ago that nobody can tell whether it ran",
+    "overlap": "another one of its schedule went on, and overlap left it out",
 }
 
 app = typer.Typer(no_args_is_help=True, help="Runs: those whose journal stands.")

@@ -20,6 +20,7 @@ from jetcron.errors import NonRetriableError, PayloadTooLarge
 from jetcron.executor.claimed import Claimed
 from jetcron.executor.invoke import Outcome, Raised, Returned, Waiting, describe
 from jetcron.history import about
+from jetcron.lanes import LANE_STEP, Lanes, lane_for
 from jetcron.metrics import Metrics
 from jetcron.settings import Settings
 from jetcron.waits import Waits
@@ -57,6 +58,7 @@ class Recorder:
         self._told = told
         self._waits = waits
         self._endings = Endings(bus, clock, settings, waits, by="executor")
+        self._lanes = Lanes(bus, waits)
         self._bus = bus
         self._names = bus.names
         self._clock = clock
@@ -167,6 +169,10 @@ class Recorder:
                 if await self._any_met(claimed):
                     now = self._clock.now()
                     await self._bus.store(dispatch.woken(self._names, run, turn=last.turn + 1, now=now))
+                lane = lane_for(run.function, run.run, run)
+                if lane is not None and LANE_STEP in (last.on or ()):
+                    # Its turn may have come while it was leaving: who ended then saw it not held yet.
+                    await self._lanes.pass_on(run.function, lane)
             case "completed" | "failed" | "cancelled":
                 if last.entry == "failed":
                     await self._bury(claimed, last)
