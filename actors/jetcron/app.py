@@ -323,6 +323,7 @@ def _define(
         )
     check_timezone(full, written["timezone"])
     check_choice(full, "dst", written["dst"], DSTS)
+    catch_up = _catch_up(full, written["catch_up"])
     cron = _crons(full, written)
     second = _second_parameter(full, handler)
     return FunctionDefinition(
@@ -339,7 +340,7 @@ def _define(
         if written["concurrency"] is None
         else check_int(full, "concurrency", written["concurrency"], 1, MAX_CONCURRENCY),
         jitter=_duration(full, "jitter", written, ZERO, DAY),
-        catch_up=_catch_up(full, written["catch_up"]),
+        catch_up=catch_up,
         overlap=written["overlap"],
         deadline=_duration(full, "deadline", written, MILLISECOND, 10 * YEAR),
         start_timeout=_duration(full, "start_timeout", written, MILLISECOND, YEAR),

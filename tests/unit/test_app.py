@@ -344,8 +344,8 @@ def test_a_description_is_not_in_the_hash() -> None:
         ),
         (
             {"cron": "@daily", "overlap": "cancel_running", "concurrency": 1},
-            "overlap='cancel_running' with concurrency=1: no executor takes a run while another one goes on, so nothing "
-            "would be cancelled; allowed is a concurrency of 2 or more, or none",
+            "overlap='cancel_running' with concurrency=1: no executor takes a run while another one goes on, so "
+            "nothing would be cancelled; allowed is a concurrency of 2 or more, or none",
         ),
         (
             {"catch_up": CatchUp("all", within=60)},

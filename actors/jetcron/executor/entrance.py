@@ -136,7 +136,8 @@ class Entrance:
                 journal = self._names.journal_of(other.function, other.run)
                 if await self._bus.last(self._names.journal, journal) is None:
                     return True
-        return False
+        # Not even our own is there.
+        raise TryAgain(0, 0, "a server that lags behind was asked for the runs that stand")
 
     async def _unwound(self, standing: Standing) -> None:
         """Wait until the code of a run that was cancelled a moment ago has ended: then its message is acknowledged."""
