@@ -33,6 +33,7 @@ UNWIND_MS = 5_000
 """How long the code of a cancelled run is waited for before another one goes in."""
 _UNWIND_PAUSE = 0.02
 _EARLIER_PAGE = 100
+_FAILURE = "Overlap"
 SOONEST_LOOK_MS = 60_000
 LATEST_LOOK_MS = 6 * 3_600_000
 """A run that waits for its turn looks by itself now and then, should nobody have woken it."""
@@ -92,7 +93,7 @@ class Entrance:
                 case Enter(queue=left):
                     if await self._earlier_stands(claimed, standing, lane, due):
                         return HandBack("an earlier occurrence has not been dealt with")
-                    await self._unwound(standing)
+                    await self._made_way(run, standing)
                     claimed.check()
                     change = self._lanes.change(
                         standing, run=run.run, message=claimed.delivery.sequence, queue=left
@@ -139,11 +140,14 @@ class Entrance:
         # Not even our own is there.
         raise TryAgain(0, 0, "a server that lags behind was asked for the runs that stand")
 
-    async def _unwound(self, standing: Standing) -> None:
+    async def _made_way(self, run: Run, standing: Standing) -> None:
         """Wait until the code of a run that was cancelled a moment ago has ended: then its message is acknowledged."""
         last, stored = standing.last, standing.stored
-        if last is None or stored is None or last.entry != "cancelled":
+        if last is None or stored is None or last.entry != "cancelled" or stored.run == run.run:
             return
+        if last.error is not None and last.error.type == _FAILURE:
+            # One of us cancelled it, and may have died before it did what follows.
+            await self._cancel(run, standing)
         while self._clock.now() < last.at + UNWIND_MS:
             if await self._bus.at_sequence(self._names.work, stored.message) is None:
                 return
@@ -190,6 +194,6 @@ class Entrance:
         assert run.scheduled_at is not None, "only an occurrence has a lane"
         message = f"the occurrence of {from_ms(run.scheduled_at).isoformat()} took its place"
         try:
-            await self._endings.cancel(run.function, holder.run, Failure(type="Overlap", message=message))
+            await self._endings.cancel(run.function, holder.run, Failure(type=_FAILURE, message=message))
         except DecodeError as error:
             raise TryAgain(0, 0, f"the journal of run {holder.run} cannot be read: {error}") from None
