@@ -14,7 +14,7 @@ from jetcron import dispatch, ledger
 from jetcron.bus import Bus
 from jetcron.clock import Clock, from_ms
 from jetcron.endings import Endings
-from jetcron.errors import TryAgain
+from jetcron.errors import TryAgain, Unconfirmed
 from jetcron.executor.claimed import Claimed
 from jetcron.executor.decide import Acknowledge, FollowUp, HandBack
 from jetcron.lanes import LANE_STEP, Lanes, Standing, lane_for
@@ -184,7 +184,13 @@ class Entrance:
         claimed.check()
         # The lane stays as it is, but nobody who read it before may let this run in.
         same = self._lanes.change(standing, run=holder.run, message=holder.message, queue=holder.queue)
-        await self._bus.append_all([same, dispatch.left_out(self._names, run, keep)], patience=self._patience)
+        told = [same, dispatch.left_out(self._names, run, keep)]
+        try:
+            await self._bus.append_all(told, patience=self._patience)
+        except Unconfirmed as error:
+            raise TryAgain(
+                0, 0, str(error)
+            ) from None  # told or not, it is not ours: whoever gets it again sees
         self._metrics.missed.inc()
         log.warning("an occurrence was left out", function=run.function, run=run.run, reason=reason)
 
