@@ -6,6 +6,7 @@ death here leaves the run as it was, or settled. Whoever changed the lane first 
 """
 
 import asyncio
+from dataclasses import replace
 from weakref import WeakValueDictionary
 
 import structlog
@@ -14,7 +15,7 @@ from jetcron import dispatch, ledger
 from jetcron.bus import Bus
 from jetcron.clock import Clock, from_ms
 from jetcron.endings import Endings
-from jetcron.errors import TryAgain, Unconfirmed
+from jetcron.errors import TryAgain, Unconfirmed, WrongSequence
 from jetcron.executor.claimed import Claimed
 from jetcron.executor.decide import Acknowledge, FollowUp, HandBack
 from jetcron.lanes import LANE_STEP, Lanes, Standing, lane_for
@@ -76,8 +77,12 @@ class Entrance:
         due = history.about.fire_at if history.about is not None else run.fire_at
         while True:
             standing = await self._lanes.read(run.function, lane)
-            if history.last is None and await self._left_out_before(run):
-                return Acknowledge("it was left out: the ledger says so")
+            if history.last is None:
+                # Read after the lane: what became of it since changes the lane, and then nothing of this is stored.
+                if await self._begun(run):
+                    raise WrongSequence(400, 10071, "somebody had it before, its journal says")
+                if await self._left_out_before(run):
+                    return Acknowledge("it was left out: the ledger says so")
             free = standing.ended_at is not None
             queue = standing.stored.queue if standing.stored is not None else []
             decision = decide(
@@ -98,7 +103,8 @@ class Entrance:
                     change = self._lanes.change(
                         standing, run=run.run, message=claimed.delivery.sequence, queue=left
                     )
-                    await claimed.journal.append(entry, beside=change)
+                    # From now on, not from when it came.
+                    await claimed.journal.append(replace(entry, at=self._clock.now()), beside=change)
                     return None
                 case Wait():
                     await self._wait(claimed, entry, standing, decision, due)
@@ -108,6 +114,10 @@ class Entrance:
                     return Acknowledge(reason)
                 case CancelHolder():
                     await self._cancel(run, standing)
+
+    async def _begun(self, run: Run) -> bool:
+        subject = self._names.journal_of(run.function, run.run)
+        return await self._bus.last(self._names.journal, subject) is not None
 
     async def _left_out_before(self, run: Run) -> bool:
         subject = self._names.journal_of(run.function, overlap_token(run.run))
@@ -132,10 +142,9 @@ class Entrance:
                     continue  # it will never run
                 if other.turn > 0 or (other.fire_at, other.run) >= (due, run.run):
                     continue
-                if lane_for(other.function, other.run, other) != lane or await self._left_out_before(other):
+                if lane_for(other.function, other.run, other) != lane:
                     continue
-                journal = self._names.journal_of(other.function, other.run)
-                if await self._bus.last(self._names.journal, journal) is None:
+                if not await self._begun(other) and not await self._left_out_before(other):
                     return True
         # Not even our own is there.
         raise TryAgain(0, 0, "a server that lags behind was asked for the runs that stand")
