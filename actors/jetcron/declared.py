@@ -26,6 +26,10 @@ def faults(command: SyncCommand) -> list[str]:
                 )
         except (CronError, InvalidName) as error:
             problems.append(f"{function.id}: {error}")
+        if function.overlap == "cancel_running" and function.concurrency == 1:
+            problems.append(
+                f"{function.id}: overlap='cancel_running' needs a concurrency of 2 or more, or none"
+            )
         if not function.id.startswith(f"{command.app}."):
             problems.append(f"{function.id} is not a function of the app {command.app!r}")
     return problems
