@@ -363,8 +363,9 @@ class Steps:
         return await self._loaded(met.result, met.object)
 
     async def _loaded(self, result: Any, ref: ObjectRef | None) -> Any:
+        """A stored result, the caller's own: what it does to it is not done to what is remembered."""
         if ref is None:
-            return result
+            return result if result is None or isinstance(result, _SCALARS) else unpack(pack(result))
         return unpack(await self._surely(lambda: self._tools.bus.get_object(ref)))
 
     async def _surely(self, call: Callable[[], Awaitable[T]]) -> T:
