@@ -49,11 +49,11 @@ class History:
         return self.last is not None and self.last.entry in FINISHED
 
 
-def status_of(history: History) -> Status:
-    """Where a run stands; one that nobody has claimed yet is queued."""
-    if history.last is None:
+def status_of(last: JournalEntry | None) -> Status:
+    """Where a run stands whose journal ends in `last`; one that nobody has claimed yet is queued."""
+    if last is None:
         return "queued"
-    match history.last.entry:
+    match last.entry:
         case "claimed" | "opened" | "step":
             return "running"
         case "waiting" | "retrying" | "completed" | "failed" | "cancelled" as status:
