@@ -58,7 +58,7 @@ T = TypeVar("T")
 log = structlog.get_logger("jetcron.executor")
 
 _SOON = 0.01
-_LATER = 1.0
+_LATER = 0.5
 """How often a run that waits here looks whether it may leave, and whether what it waits for has come: first, and
 at last, in seconds."""
 _AGAIN = 0.2
@@ -521,12 +521,13 @@ class Steps:
     async def _keep_waits(self) -> None:
         """End waits whose time has come, or what they wait for; release the run when all its branches wait long."""
         pause = _SOON
+        look = False
         while True:
             self._changed.clear()
             now = self._clock.now()
             here = [one for one in self._waiting.values() if not one.future.done()]
             for one in here:
-                if one.opened.until <= now or (pause >= _LATER and one.opened.wait is not None):
+                if one.opened.until <= now or (look and one.opened.wait is not None):
                     await self._end_if_met(one)
             here = [one for one in here if not one.future.done()]
             if not here:
@@ -544,9 +545,9 @@ class Steps:
             try:
                 async with asyncio.timeout(min(pause, max(earliest - now, 0) / 1000)):
                     await self._changed.wait()
-                pause = _SOON
+                pause, look = _SOON, False
             except TimeoutError:
-                pause = min(pause * 2, _LATER)
+                pause, look = min(pause * 2, _LATER), True
 
     async def _end_if_met(self, one: _Waiting) -> None:
         try:
