@@ -20,7 +20,7 @@ from jetcron.settings import Settings
 from jetcron.waits import Waits
 from jetcron_protocol import messages
 from jetcron_protocol.codec import decode, encode
-from jetcron_protocol.ids import digest, ulid, ulid_time
+from jetcron_protocol.ids import child_run_id, digest, ulid, ulid_time
 from jetcron_protocol.messages import About, Cancelled, Failure, Function, JournalEntry, Met
 from jetcron_protocol.subjects import HANDLER, split_function
 
@@ -131,6 +131,11 @@ class Endings:
         stored = await self._bus.entry(self._names.function_key(function))
         keep = decode(Function, stored.payload).keep if stored is not None else None
         return self._settings.keep_failed if keep is None else keep // 1000
+
+
+def handling_run(run: str, turn: int) -> str:
+    """The run of the handler of a run's failure at this turn: begun again, it may fail again."""
+    return child_run_id(run, f"{HANDLER} {turn}")
 
 
 def is_told(function: str, about: About) -> bool:

@@ -15,7 +15,7 @@ import structlog
 from jetcron import dispatch, retry
 from jetcron.bus import Bus
 from jetcron.clock import Clock
-from jetcron.endings import Endings
+from jetcron.endings import Endings, handling_run
 from jetcron.errors import NonRetriableError, PayloadTooLarge
 from jetcron.executor.claimed import Claimed
 from jetcron.executor.invoke import Outcome, Raised, Returned, Waiting, describe
@@ -24,9 +24,7 @@ from jetcron.metrics import Metrics
 from jetcron.settings import Settings
 from jetcron.waits import Waits
 from jetcron_protocol.codec import EncodeError, pack
-from jetcron_protocol.ids import child_run_id
 from jetcron_protocol.messages import Failure, JournalEntry, Run, data_of
-from jetcron_protocol.subjects import HANDLER
 
 log = structlog.get_logger("jetcron.executor")
 
@@ -208,7 +206,7 @@ class Recorder:
         if claimed.definition.on_failure is None:
             return
         handling = Run(
-            run=child_run_id(run.run, f"{HANDLER} {last.turn}"),
+            run=handling_run(run.run, last.turn),
             function=claimed.definition.on_failure,
             trigger="invoke",
             fire_at=last.at,
