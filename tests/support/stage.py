@@ -51,8 +51,12 @@ class Stage:
 
     async def failure(self, code: Code, data: Any = None, *, on: str = f"{AWAY}.once") -> RunFailed:
         """What a run of this code fails with."""
+        return await self.failure_of(await self.play(code, data, on=on))
+
+    async def failure_of(self, handle: RunHandle) -> RunFailed:
+        """What a run fails with."""
         with pytest.raises(RunFailed) as raised:
-            await self.result(code, data, on=on)
+            await handle.result(PATIENCE)
         return raised.value
 
     async def send(self, *events: Event) -> None:
