@@ -7,11 +7,11 @@ the rest.
 from secrets import token_hex
 
 from jetcron import dispatch
-from jetcron.bus import Bus
+from jetcron.bus import LONGEST, Bus
 from jetcron.endings import Endings
 from jetcron.errors import ConfigurationError, WrongSequence
 from jetcron.history import Status, status_of
-from jetcron.journal import LONGEST, RunJournal
+from jetcron.journal import RunJournal
 from jetcron.waits import Waits
 from jetcron_protocol.codec import decode
 from jetcron_protocol.messages import DeadLetter, Failure, JournalEntry, Run

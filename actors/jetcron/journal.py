@@ -7,14 +7,11 @@ nothing. If the process dies between two appends, whoever gets the run again fol
 import asyncio
 from dataclasses import replace
 
-from jetcron.bus import ROLLUP, TTL, Bus, fenced
+from jetcron.bus import LONGEST, ROLLUP, TTL, Bus, fenced
 from jetcron.errors import NotFound, PayloadTooLarge, TryAgain
 from jetcron.history import FINISHED, History, finish, reopen, step
 from jetcron_protocol.codec import decode, encode
 from jetcron_protocol.messages import JournalEntry, ObjectRef
-
-LONGEST = 2 * 366 * 86_400
-"""Seconds that what a run still needs is kept at the most, should nobody remove it."""
 
 
 async def read_history(bus: Bus, subject: str) -> History:

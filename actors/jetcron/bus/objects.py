@@ -115,13 +115,12 @@ class Objects(Admin):
         while True:
             try:
                 body, standing = await self._insist(lambda: self._fetch(ref), deadline)
-            except NotFound:
-                return
-            try:
                 await self._replace(standing, await self._content(ref.name, body, ttl), deadline)
-                return
             except WrongSequence:
-                pass  # it was put again since it was read
+                continue  # it was put again since it was read
+            except NotFound as error:
+                log.debug("no object to expire", object=ref.name, reason=str(error))
+            return
 
     async def drop_object(self, ref: ObjectRef) -> None:
         """Remove the object; nothing happens when it is absent. What is put meanwhile stands."""
@@ -134,7 +133,7 @@ class Objects(Admin):
     async def drop_objects(self, run: str) -> None:
         """Remove what all objects of the run hold, in one request, also what no meta names.
 
-        Their metas, a few hundred bytes each, stay: only who knows an object's name finds its meta.
+        Their metas, a few hundred bytes each, stay until they end: only who knows a name finds its meta.
         """
         await self.purge(self.names.objects, self.names.object_chunks(f"{escape(run)}.*"))
 
@@ -163,7 +162,7 @@ class Objects(Admin):
 
     async def _replace(self, standing: _Found, content: _Content, deadline: float) -> None:
         """Put the object in place of the one whose meta is `standing`, and of no other: else `WrongSequence`."""
-        left: list[str] = []
+        left: list[str] = []  # places that no meta names, nor will
         try:
             await self._insist(lambda: self._put(standing, content, left, deadline), deadline)
             left.append(_place(standing))
@@ -176,9 +175,8 @@ class Objects(Admin):
                     await self._insist(partial(self._empty, place), deadline)
 
     async def _put(self, standing: _Found, content: _Content, left: list[str], deadline: float) -> None:
-        """One try, in a place nobody has had; in `left` while no meta names it, nor will."""
-        run, _, _ = content.name.partition("/")
-        place = f"{escape(run)}.{token_hex(8)}"
+        """One try, in a place that nobody has had."""
+        place = f"{escape(content.name.partition('/')[0])}.{token_hex(8)}"
         left.append(place)
         await self._send(self.names.object_chunks(place), content)
         left.remove(place)  # it may stand soon, and we not hear it
@@ -207,10 +205,11 @@ class Objects(Admin):
             last = await self._meta(content.name)
             if _sequence(last) == _sequence(standing):
                 raise TryAgain(0, 0, f"a meta is on its way: {error}") from None
-            if _place(last) != place:  # else ours, whose answer was lost
-                left.append(place)
-                if not content.stands(last):
-                    raise
+            if _place(last) == place:
+                return  # ours, whose answer was lost
+            left.append(place)
+            if not content.stands(last):
+                raise
 
     async def _empty(self, place: str) -> None:
         if place:
