@@ -64,8 +64,10 @@ class Branches:
         _tasks.set(self._live)
 
     def close(self) -> None:
-        """The code has ended."""
+        """The code has ended. What it left waiting for its steps would wait for ever."""
         _tasks.set(None)
+        for task in self._standing:
+            task.cancel()
         if self._delivering is not None:
             self._delivering.cancel()
 

@@ -67,8 +67,18 @@ _WITHIN = "#/"
 """Between a step and one of its own steps; no id of a user's has a '#'."""
 _SCALARS = (bool, int, float, str, bytes)
 
-_running: "ContextVar[str | None]" = ContextVar("jetcron_step", default=None)
-"""The step whose function runs."""
+
+@dataclass(slots=True, eq=False)
+class _Running:
+    """A step whose function runs, in the step `outer` if that is one's. Ended, it may be called again."""
+
+    step: str
+    outer: "_Running | None"
+    ended: bool = False
+
+
+_running: "ContextVar[_Running | None]" = ContextVar("jetcron_step", default=None)
+"""The step whose function runs, or ran when it started what is left of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +138,9 @@ class Steps:
 
     def number(self, id: str) -> str:
         """``id``, ``id#2`` …; under the step whose function uses it, if one runs."""
-        outer = _running.get()
+        self._check_running(id)
+        running = _running.get()
+        outer = running.step if running is not None else None
         self._used[outer][id] += 1
         times = self._used[outer][id]
         name = id if times == 1 else f"{id}#{times}"
@@ -257,9 +269,21 @@ class Steps:
     def _run(self) -> Run:
         return self._claimed.run
 
+    def _check_running(self, step: str) -> None:
+        """Raise unless the code may go on: neither the run nor a step that this one is part of has ended."""
+        self._claimed.check_running(step)
+        running = _running.get()
+        while running is not None:
+            if running.ended:
+                raise NonRetriableError(
+                    f"step {step!r}: the step it is part of, {running.step!r}, has ended; await every step before "
+                    "its function returns"
+                )
+            running = running.outer
+
     async def _done(self, step: str, op: Op, target: str | None = None) -> StepResult | None:
         """The finished step of this id, once its turn has come; raises its error if it failed for good."""
-        self._claimed.check_running(step)
+        self._check_running(step)
         if self.broken is not None:
             raise self.broken
         done = self._history.steps.get(step)
@@ -278,7 +302,7 @@ class Steps:
         self._same_kind(step, done, op, target)
         await self._branches.turn(self._order[step])
         self._reached(step)
-        self._claimed.check_running(step)
+        self._check_running(step)
         if done.error is not None:
             raise StepError(step, done.error.type, done.error.message, done.error.traceback)
         return done
@@ -316,7 +340,7 @@ class Steps:
         """Journal that a step is done; only then, and in its turn, may the code go on."""
         self._order[step] = await self._append("step", step=step, op=op, **what) - 1
         await self._branches.turn(self._order[step])
-        self._claimed.check_running(step)
+        self._check_running(step)
 
     async def _open(self, step: str, op: Op, **what: Any) -> OpenStep:
         """Journal that a step waits."""
@@ -325,6 +349,7 @@ class Steps:
 
     async def _append(self, kind: str, *, step: str, **what: Any) -> int:
         """Append to the journal; how many steps are done by then."""
+        self._check_running(step)
         with self._active():
             try:
                 return await self._claimed.append(
@@ -340,6 +365,7 @@ class Steps:
 
     async def _storable(self, step: str, result: Any) -> dict[str, Any]:
         """A result as fields of its entry: itself, or where it is kept if it is large."""
+        self._check_running(step)
         if result is None:
             return {}
         try:
@@ -385,13 +411,15 @@ class Steps:
         self, step: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
         self._used.pop(step, None)  # a second try uses the same ids
-        running = _running.set(step)
+        running = _Running(step, _running.get())
+        token = _running.set(running)
         try:
             with self._active(), structlog.contextvars.bound_contextvars(step=step):
                 name = f"{self._run.function}, step {step!r}"
                 return await call(name, function, args, kwargs, limiter=self._tools.limiter)
         finally:
-            _running.reset(running)
+            running.ended = True  # what it left running does nothing more, beside its next try or after it
+            _running.reset(token)
 
     async def _failed(self, step: str, error: Exception, tries: int, policy: Retry, started: int) -> OpenStep:
         """Open the step's next try, or record that it failed for good and raise."""
@@ -472,7 +500,7 @@ class Steps:
 
     async def _until(self, opened: OpenStep) -> Met | None:
         """Wait until its time has come, or what it waits for; `RunReleased` if the run leaves meanwhile."""
-        self._claimed.check_running(opened.id)
+        self._check_running(opened.id)
         if opened.wait is not None:
             # At its time too: what came before we look wins.
             found = await self._look(opened)
@@ -491,7 +519,7 @@ class Steps:
             met: Met | None = await self._branches.standing(future)
         finally:
             del self._waiting[task]
-        self._claimed.check_running(opened.id)
+        self._check_running(opened.id)
         return met
 
     async def _look(self, opened: OpenStep) -> Met | None:
