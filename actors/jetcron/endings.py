@@ -69,6 +69,10 @@ class Endings:
                 await self._tell(dispatch.FUNCTION_FINISHED, function, run, last, about)
 
     async def _forget_waits(self, run: str, last: JournalEntry, about: About) -> None:
+        if any(attempt.outcome == "lost" for attempt in last.attempts or ()):
+            # Its process may have died between the journal and a wait's own message: the names tell what stands.
+            await self._waits.close(self._names.waits_of(run))
+            return
         for subject in [*about.cancels, *(opened.wait for opened in last.waits or () if opened.wait)]:
             await self._waits.close(subject)
         if any(done.op == "invoke" for done in last.steps or ()):

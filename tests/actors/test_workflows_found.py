@@ -8,6 +8,7 @@ import pytest
 import pytest_asyncio
 
 from jetcron import Context
+from tests.support.faults import Die
 from tests.support.nats_server import NatsServer
 from tests.support.stack import PATIENCE, until
 from tests.support.stage import AWAY, HERE, QUICK, Calls, Stage, stage_of
@@ -105,3 +106,30 @@ async def test_what_a_run_left_waiting_is_cancelled_with_it(stage: Stage) -> Non
 
     assert await stage.result(code, on=f"{HERE}.once") is False
     await until(lambda: cleaned == [1])
+
+
+@pytest.mark.parametrize("where", ["wait", "purge"])
+async def test_a_wait_whose_executor_dies_beside_it_is_forgotten_with_its_run(
+    where: str, stage: Stage
+) -> None:
+    """Stored and not journaled, or over and not removed, it stood until its time to live ended."""
+    names = stage.stack.names
+    tries = []
+
+    async def code(ctx: Context, _: Any) -> None:
+        tries.append(ctx.run_id)
+        if where == "wait" and len(tries) > 1:
+            return  # the code may take another way, where nothing was journaled
+        await ctx.step.wait_for_event("go", "found.go", timeout=0.05)
+
+    executor = stage.executors[HERE]
+    if where == "wait":
+        executor.bus.arm(Die(after=True), on=f"{names.wait_paths('found.go')}.")
+    else:
+        executor.bus.arm(Die(), on=f"PURGE.{names.journal}")
+    handle = await stage.play(code, on=f"{HERE}.once")
+    await until(lambda: executor.bus.dead)
+    await stage.restart(HERE)
+    await handle.result(PATIENCE)
+    assert len(tries) == 2
+    assert await stage.stack.bus.subjects(names.journal, names.waits_of(handle.id)) == []
