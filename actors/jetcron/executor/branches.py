@@ -108,7 +108,8 @@ class Branches:
         quiet = 0
         for _ in range(_MOST_TURNS):
             await self._clock.sleep(0)
-            quiet = 0 if any(map(_can_run, self._live - self._standing)) else quiet + 1
+            # Who was given a result counts too, until it has run: it may be about to wake others.
+            quiet = 0 if any(map(_can_run, self._live)) else quiet + 1
             if quiet == _QUIET:
                 return
 
