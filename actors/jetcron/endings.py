@@ -55,13 +55,7 @@ class Endings:
             )
             await self._waits.child_ended(run, about.parent_function, about.parent, about.parent_step, met)
         await self._forget_waits(run, last, about)
-        for done in last.steps or ():
-            if done.object is None:
-                continue
-            if last.entry == "completed":
-                await self._bus.drop_object(done.object)
-            else:
-                await self._bus.expire_object(done.object, ttl=keep)
+        await self._forget_objects(run, last, keep)
         if is_told(function, about):
             if last.entry == "failed":
                 await self._tell(dispatch.FUNCTION_FAILED, function, run, last, about)
@@ -78,6 +72,17 @@ class Endings:
         if any(done.op == "invoke" for done in last.steps or ()):
             # What a child left that ended after its step had given up on it.
             await self._waits.close(self._names.waits_for_children(run))
+
+    async def _forget_objects(self, run: str, last: JournalEntry, keep: int) -> None:
+        """What its steps returned is of no more use once it has completed; else it may be begun again."""
+        kept = [done.object for done in last.steps or () if done.object is not None]
+        for object in kept:
+            if last.entry == "completed":
+                await self._bus.drop_object(object)
+            else:
+                await self._bus.expire_object(object, ttl=keep)
+        if kept and last.entry == "completed":
+            await self._bus.drop_objects(run)  # what executors left that died while they put it
 
     async def _tell(self, name: str, function: str, run: str, last: JournalEntry, about: About) -> None:
         await self._bus.store(dispatch.event(self._names, _event(name, function, run, last, about)))

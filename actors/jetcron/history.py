@@ -214,7 +214,7 @@ def _without_result(done: StepResult) -> StepResult:
             kept = {"id": None}
         case _:
             kept = None
-    return replace(done, result=kept, object=None)
+    return replace(done, result=kept)  # by its name, an object is found that nobody needs any more
 
 
 def about(run: Run, cancels: Sequence[str] = ()) -> About:

@@ -15,13 +15,16 @@ import nats
 import pytest
 import pytest_asyncio
 
+from jetcron import Context, Event
 from jetcron.bus import ROLLUP, TTL, Bus, Outgoing, StoredMessage
 from jetcron.bus.objects import CHUNK, LONGEST
 from jetcron.errors import ApiError, NotFound, TryAgain, WrongSequence
+from jetcron.runs import RunHandle
 from jetcron_protocol.messages import ObjectRef
 from tests.support.faults import Die, Fault, FaultyBus, LoseAnswer, Refuse, Wait, was_killed
 from tests.support.nats_server import NatsServer
-from tests.support.stack import Stack, until
+from tests.support.stack import PATIENCE, Stack, until
+from tests.support.stage import AWAY, Stage, stage_of
 
 RUN = "01HZZZZZZZZZZZZZZZZZZZZZZZ"
 OTHER = "01HZZZZZZZZZZZZZZZZZZZZZZY"
@@ -809,3 +812,85 @@ async def test_only_what_the_replica_lacks_is_asked_of_the_leader(
         found = await bus.history(names.journal, subject)
         assert [message.payload for message in found] == [b"%d" % n for n in range(2_500)]
         assert len(bus.posted) - before == 1 + 4 + 10
+
+
+# Of runs.
+
+
+@pytest_asyncio.fixture
+async def stage(shared_nats: NatsServer) -> AsyncIterator[Stage]:
+    async with stage_of(shared_nats, max_inline=1_000, ack_wait=1.0, executor_ttl=1.0) as stage:
+        yield stage
+
+
+async def large(ctx: Context, data: Any) -> int:
+    """Steps with results too large for the journal."""
+    one = await ctx.step.run("one", some, 200_000)
+    event = await ctx.step.wait_for_event("two", "large.event", timeout=60)
+    assert event is not None
+    assert await ctx.step.run("small", len, one) == len(one)
+    if data == "fail":
+        raise ValueError("as it was told")
+    return len(one) + len(event.data["bytes"])
+
+
+async def begun(stage: Stage, data: Any = None) -> RunHandle:
+    """A run of `large` whose steps are done, and which has not ended by far; a dead writer left chunks of it."""
+    handle = await stage.play(large, data)
+    await stage.waiting(handle)
+    place = stage.stack.names.object_chunks(f"{handle.id}.dead")
+    await stage.stack.bus.publish(place, some(1_000), {TTL: "3600s"})
+    return handle
+
+
+async def test_an_object_is_named_by_its_writer(stage: Stage) -> None:
+    """So that nobody who was frozen overwrites what another has journaled, whatever its clock says."""
+    handle = await begun(stage)
+    await stage.send(Event("large.event", {"bytes": some(5_000)}))
+    assert await handle.result(PATIENCE) == 205_000
+    steps = {one.entry.step: one.entry for one in stage.stack.journal.of("step", run=handle.id)}
+    for step in ("one", "two"):
+        ref = steps[step].object
+        assert ref is not None
+        assert ref.name == f"{handle.id}/{step}/{steps[step].executor}"
+    assert steps["small"].object is None
+
+
+@pytest.mark.parametrize("dies_at", [None, 0, 1, 4])
+async def test_a_completed_run_leaves_no_object(dies_at: int | None, stage: Stage) -> None:
+    """Nor a meta, nor what the dead left: also when its executor dies while it tidies up."""
+    stack, executor = stage.stack, stage.executors[AWAY]
+    other = await stack.bus.put_object(OTHER, "s", some(1_000))
+    handle = await begun(stage)
+    assert len(await chunks(stack, handle.id)) == 3, "two of an object, and one of the dead"
+    if dies_at is not None:
+        executor.bus.arm(Die(), nth=dies_at, on=f".{stack.names.objects}")
+    await stage.send(Event("large.event", {"bytes": some(5_000)}))
+    assert await handle.result(PATIENCE) == 205_000
+    if dies_at is not None:
+        await until(lambda: executor.bus.dead, what="dead")
+        assert not await _holds(stack, 2)
+        await stage.restart(AWAY)
+    await until(lambda: _holds(stack, 2), what="nothing else left")
+    assert await stack.bus.get_object(other) == some(1_000)
+
+
+async def test_a_failed_run_keeps_its_objects_as_long_as_itself(stage: Stage) -> None:
+    stack = stage.stack
+    handle = await begun(stage, "fail")
+    await stage.send(Event("large.event", {"bytes": some(5_000)}))
+    await stage.failure_of(handle)
+    keep = f"{stack.settings.keep_failed}s"
+
+    async def all_end() -> bool:
+        found = [
+            message for message in await stack.stored(stack.names.objects) if len(message.payload) != 1_000
+        ]
+        return len(found) == 5 and {message.headers[TTL] for message in found} == {keep}
+
+    await until(all_end, what="three chunks and two metas that end with the run")
+    history = await handle.history()
+    for step, size in (("one", 200_000), ("two", 5_000)):
+        ref = history.steps[step].object
+        assert ref is not None
+        assert size < len(await stack.bus.get_object(ref)) < size + 200

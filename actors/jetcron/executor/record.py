@@ -104,8 +104,10 @@ class Recorder:
             if len(body) > self._settings.max_result:
                 raise PayloadTooLarge(len(body), self._settings.max_result)
             if len(body) > self._settings.max_inline:
-                # Under a name of its own, for what the run's steps left goes now.
-                kept = {"object": await self._bus.put_object(f"{claimed.run.run}-result", "", body, ttl=keep)}
+                # Apart from what the run's steps left, which goes now; and under a name of our own: if we are
+                # frozen, and another has the run, we must not replace what it journals.
+                owner, name = f"{claimed.run.run}-result", claimed.identity.id
+                kept = {"object": await self._bus.put_object(owner, name, body, ttl=keep)}
         entry = claimed.entry("completed", started=claimed.started, **kept)
         await claimed.journal.finish(entry, keep=keep, keep_steps=False)
         self._ended(claimed, entry)

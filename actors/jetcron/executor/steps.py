@@ -380,7 +380,9 @@ class Steps:
                 f"run {self._run.run}, step {step!r}: its result takes {len(body)} bytes; allowed are "
                 f"{self._settings.max_result} ({variable_of('max_result')})"
             )
-        return {"object": await self._surely(lambda: self._tools.bus.put_object(self._run.run, step, body))}
+        # Under a name of our own: if we are frozen, and another has the run, we must not replace what it journals.
+        name = f"{step}/{self._claimed.identity.id}"
+        return {"object": await self._surely(lambda: self._tools.bus.put_object(self._run.run, name, body))}
 
     async def _result(self, done: StepResult) -> Any:
         return await self._loaded(done.result, done.object)
