@@ -531,12 +531,9 @@ class Steps:
 
     async def _forget(self, opened: OpenStep) -> None:
         """Its wait is over: an event must not find it any more. It would only wake the run for nothing."""
-        assert opened.wait is not None
-        try:
-            with self._active():
-                await self._tools.waits.close(opened.wait)
-        except TryAgain as error:
-            log.debug("a wait is left to its time to live", run=self._run.run, reason=str(error))
+        subject = opened.wait
+        assert subject is not None
+        await self._surely(lambda: self._tools.waits.close(subject))
 
     async def _keep(self) -> None:
         """Keep those that wait; what breaks this breaks their waiting."""
