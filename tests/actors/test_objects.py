@@ -618,7 +618,7 @@ async def test_writers_of_one_step_leave_the_object_of_one(stack: Stack) -> None
             await assert_one_prevails(stack, [stack.bus, second, third], bodies)
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(6))
 async def test_writers_of_one_step_with_faults_leave_the_object_of_one(seed: int, stack: Stack) -> None:
     random = Random(seed)
     bodies = [some(random.randint(0, 5 * CHUNK), n) for n in range(4)]
@@ -856,7 +856,7 @@ async def test_an_object_is_named_by_its_writer(stage: Stage) -> None:
     assert steps["small"].object is None
 
 
-@pytest.mark.parametrize("dies_at", [None, 0, 1, 4])
+@pytest.mark.parametrize("dies_at", [None, 0, 4])
 async def test_a_completed_run_leaves_no_object(dies_at: int | None, stage: Stage) -> None:
     """Nor a meta, nor what the dead left: also when its executor dies while it tidies up."""
     stack, executor = stage.stack, stage.executors[AWAY]
