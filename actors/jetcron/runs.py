@@ -9,7 +9,7 @@ import contextlib
 import re
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from jetcron.bus import Bus
 from jetcron.control import RunControl, letter_gone, not_failed
@@ -141,12 +141,13 @@ class Runs:
         self,
         *,
         function: str | None = None,
-        status: Status | Collection[Status] | None = None,
+        status: str | Collection[str] | None = None,
         limit: int = 50,
     ) -> list[RunView]:
         """The newest runs first, by their ids' time, of one function or of all; reads `limit` journals.
 
-        With `status`, one or several, it looks for so many that stand so. Queued runs have no journal.
+        With `status`, one or several, it looks for so many that stand so. Queued runs have no journal. Raises
+        `ConfigurationError` for a status there is not.
         """
         names = self._bus.names
         filter = names.journal_of(function) if function else names.journal_all
@@ -154,7 +155,7 @@ class Runs:
         own = [subject for subject in subjects if not subject.rsplit(".", 1)[1].startswith("gap-")]
         runs: Sequence[str] = sorted(own, key=lambda subject: subject.rsplit(".", 1)[1], reverse=True)
         if status is not None:
-            runs = await self._standing(runs, {status} if isinstance(status, str) else set(status), limit)
+            runs = await self._standing(runs, _statuses(status), limit)
         found: dict[str, RunView] = {}
 
         async def read(subject: str) -> None:
@@ -290,3 +291,10 @@ class Runs:
     async def _last_entries(self, subjects: Sequence[str]) -> dict[str, JournalEntry]:
         stored = await self._bus.multi_last_all(self._bus.names.journal, subjects)
         return {subject: decode(JournalEntry, message.payload) for subject, message in stored.items()}
+
+
+def _statuses(given: str | Collection[str]) -> set[str]:
+    statuses = {given} if isinstance(given, str) else set(given)
+    for one in statuses.difference(get_args(Status)):
+        raise ConfigurationError(f"status={one!r}; allowed are {', '.join(map(repr, get_args(Status)))}")
+    return statuses

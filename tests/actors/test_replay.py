@@ -286,6 +286,8 @@ async def test_runs_are_listed_by_how_they_stand(
         }
         assert len(await client.runs.list(status="completed", limit=3)) == 3
         assert await client.runs.list(status="waiting", function="app.double") == []
+        with pytest.raises(ConfigurationError, match="status='waitin'; allowed are 'queued', 'running'"):
+            await client.runs.list(status=["failed", "waitin"])
         (run,) = waiting[:1]
         stands = await client.runs.statuses({run: "app.sleeps", broken[0]: "app.fails", "R": "app.double"})
         assert stands == {run: "waiting", broken[0]: "failed"}
