@@ -63,8 +63,9 @@ class Endings:
                 await self._tell(dispatch.FUNCTION_FINISHED, function, run, last, about)
 
     async def _forget_waits(self, run: str, last: JournalEntry, about: About) -> None:
-        if any(attempt.outcome == "lost" for attempt in last.attempts or ()):
-            # Its process may have died between the journal and a wait's own message: the names tell what stands.
+        if not last.attempts or any(attempt.outcome == "lost" for attempt in last.attempts):
+            # Whoever made it may have stored what cancels it, and its process may have died between the journal and a
+            # wait's own message: the names tell what stands.
             await self._waits.close(self._names.waits_of(run))
             return
         for subject in [*about.cancels, *(opened.wait for opened in last.waits or () if opened.wait)]:
@@ -93,11 +94,14 @@ class Endings:
         run: str,
         failure: Failure,
         *,
+        about: About | None = None,
         unless: Callable[[History], Awaitable[bool]] | None = None,
     ) -> History | None:
         """End a run as cancelled; its history, with another last entry if it had ended before.
 
-        None if it goes on because of `unless`. Raises `TryAgain`, `DecodeError` when its journal cannot be read.
+        `about` tells of a run that has not begun what its journal does not know: without it, whoever gets its message
+        does what follows. None if it goes on because of `unless`. Raises `TryAgain`, `DecodeError` when its journal
+        cannot be read.
         """
         keep = await self._keep(function)
         while True:
@@ -113,6 +117,7 @@ class Endings:
                 at=self._clock.now(),
                 executor=self._by,
                 error=failure,
+                about=about,
             )
             try:
                 await journal.finish(entry, keep=keep, keep_steps=True)

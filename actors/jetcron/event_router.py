@@ -203,6 +203,7 @@ class EventRouter:
                     await self._endings.cancel(
                         wait.function, wait.run, Failure(type="CancelledByEvent", message=text)
                     )
+                    await self._waits.close(stored.subject)  # though the run had ended before
                     return
                 if not await self._waits.meet(stored, wait, Met(at=self._clock.now(), event=event)):
                     return

@@ -26,6 +26,8 @@ _JOINS = {
 }
 """Coroutines that wait for other tasks, by their modules."""
 
+_SHIELDS = "shield.<locals>._outer_done_callback"
+
 _tasks: "ContextVar[set[asyncio.Task[Any]] | None]" = ContextVar("jetcron_tasks", default=None)
 OUTSIDE = Context()
 """A context of no run, for tasks of ours that are no branch of its code."""
@@ -113,9 +115,9 @@ class Branches:
             if quiet == _QUIET:
                 return
 
-    def all_wait(self, waiting: "set[asyncio.Task[Any]]", inside: "Iterable[asyncio.Task[Any]]") -> bool:
-        """Whether the first task and those `inside` a step are `waiting`, or await only tasks that are."""
-        return not self._due and all(_waits(task, waiting, set()) for task in (self.main, *inside))
+    def all_wait(self, waiting: "set[asyncio.Task[Any]]", callers: "Iterable[asyncio.Task[Any]]") -> bool:
+        """Whether the first task and those that have called a step are `waiting`, or await only tasks that are."""
+        return not self._due and all(_waits(task, waiting, set()) for task in (self.main, *callers))
 
 
 def _can_run(task: "asyncio.Task[Any]") -> bool:
@@ -145,10 +147,11 @@ def _joined(task: "asyncio.Task[Any]") -> "Iterator[asyncio.Future[Any]]":
     if isinstance(awaited, asyncio.Task):
         yield awaited
         return
-    children = getattr(awaited, "_children", None)
-    if children is not None:
-        yield from _opened(children)
-        return
+    if awaited is not None:
+        opened = list(_opened([awaited]))
+        if opened != [awaited]:
+            yield from opened
+            return
     frame: Any = task.get_coro()
     while frame is not None:
         yield from _joined_in(frame)
@@ -160,13 +163,25 @@ def _joined(task: "asyncio.Task[Any]") -> "Iterator[asyncio.Future[Any]]":
 
 
 def _opened(futures: "Iterable[asyncio.Future[Any]]") -> "Iterator[asyncio.Future[Any]]":
-    """The futures of a `gather`, those of gathers in it opened."""
+    """These futures; instead of a `gather` its own, and what is behind a `shield`, opened in turn."""
     for future in futures:
         children = getattr(future, "_children", None)
-        if children is None:
-            yield future
-        else:
+        shielded = _shielded(future)
+        if children is not None:
             yield from _opened(children)
+        elif shielded is not None:
+            yield from _opened([shielded])
+        else:
+            yield future
+
+
+def _shielded(future: "asyncio.Future[Any]") -> "asyncio.Future[Any] | None":
+    """What `asyncio.shield` made this future for: only a callback of it knows."""
+    for callback, _ in getattr(future, "_callbacks", None) or ():
+        if getattr(callback, "__qualname__", "") == _SHIELDS and callback.__module__ == "asyncio.tasks":
+            behind = dict(zip(callback.__code__.co_freevars, callback.__closure__ or (), strict=False))
+            return behind["inner"].cell_contents if "inner" in behind else None
+    return None
 
 
 def _joined_in(coroutine: Any) -> "Iterator[asyncio.Future[Any]]":

@@ -142,14 +142,15 @@ class Recorder:
         lost: int = 0,
     ) -> None:
         """End the run as failed; `lost`: its processes died so many times in a row."""
-        entry = claimed.entry("failed", started=claimed.started, error=failure, lost=lost)
+        origin = about(claimed.run)  # which its journal knows, if it has begun
+        entry = claimed.entry("failed", started=claimed.started, error=failure, lost=lost, about=origin)
         await claimed.journal.finish(entry, keep=self._keep(claimed, failed=True), keep_steps=True)
         self._ended(claimed, entry, error=f"{failure.type}: {failure.message}", reason=reason)
         await self.follow_up(claimed)
 
     async def cancel(self, claimed: Claimed, failure: Failure) -> None:
         """End a run of ours as cancelled."""
-        entry = claimed.entry("cancelled", error=failure)
+        entry = claimed.entry("cancelled", error=failure, about=about(claimed.run))
         await claimed.journal.finish(entry, keep=self._keep(claimed, failed=True), keep_steps=True)
         self._ended(claimed, entry, error=f"{failure.type}: {failure.message}")
         await self.follow_up(claimed)

@@ -87,12 +87,26 @@ class Worker:
         try:
             await self._attempt(claimed)
         except RunCancelled:
-            # Whoever cancelled it does what follows; if they died, this does.
             await self._read(claimed)
+            await self._recorder.follow_up(claimed)
+        except (LeaseLost, WrongSequence):
+            if not await self._cancelled(claimed):
+                raise
             await self._recorder.follow_up(claimed)
         finally:
             identity.runs.discard(run.run)
         await delivery.ack()
+
+    async def _cancelled(self, claimed: Claimed) -> bool:
+        """Whether we lost a run because it was cancelled. Who cancelled it does what follows; if they died, we do."""
+        if self._lease.expired(claimed.identity):
+            return False
+        try:
+            await self._read(claimed)
+        except TryAgain:
+            return False
+        last = claimed.journal.history.last
+        return last is not None and last.entry == "cancelled"
 
     def cancel(self, run: str) -> None:
         """Stop the code of a run that somebody ended, if it is ours; what has not begun yet does not begin."""
@@ -206,8 +220,13 @@ class Worker:
         return False
 
     async def _open_cancels(self, claimed: Claimed) -> list[str]:
-        """Before a run begins: store the waits for what cancels it. Whoever made the run may have done so before."""
-        if not claimed.definition.cancel_on or claimed.journal.history.about is not None:
+        """Before a run begins, or begins again after it had failed: store the waits for what cancels it.
+
+        Whoever made the run may have done so before.
+        """
+        history = claimed.journal.history
+        again = history.last is not None and history.last.turn == history.reopened > 0
+        if not claimed.definition.cancel_on or (history.about is not None and not again):
             return []
         return await self._waits.open_cancels(claimed.definition.wire().cancel_on, claimed.run)
 
