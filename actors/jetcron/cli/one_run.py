@@ -196,7 +196,7 @@ def _row(row: Row, start: int, room: int, width: int | None) -> Iterator[str]:
         line += f"  {output.escape(note)}"
         used += 2 + cell_len(note)
     elif note and width is not None:
-        below = wrap(note, max(width - under, 20))
+        below = _packed(row.notes, max(width - under, 20))
     if row.result is not None:
         most = _WIDEST if width is None else width - used - 4
         if most >= _SHORTEST:
@@ -207,6 +207,17 @@ def _row(row: Row, start: int, room: int, width: int | None) -> Iterator[str]:
         style = "red" if row.mark == "failed" or row.what in ("failed", "lost") else "yellow"
         most = _WIDEST if width is None else max(width - under, 20)
         yield f"{' ' * under}[{style}]{output.first_line(row.error, most)}[/{style}]"
+
+
+def _packed(notes: Sequence[str], width: int) -> list[str]:
+    """Phrases on as few lines as hold them whole, where that can be."""
+    lines: list[str] = []
+    for note in notes:
+        if lines and len(lines[-1]) + 2 + len(note) <= width:
+            lines[-1] += f", {note}"
+        else:
+            lines.append(note)
+    return [part for line in lines for part in wrap(line, width)]
 
 
 def _stated(row: Row) -> str:
@@ -226,7 +237,7 @@ def _error(step: str, error: Failure) -> Iterator[str]:
     if trace.startswith("Traceback"):
         frames = trace.removesuffix(text).rstrip().splitlines()
         yield from (f"[dim]{output.escape(line)}[/dim]" for line in frames)
-    yield f"[red]{output.escape(text)}[/red]"
+    yield from (f"[red]{output.escape(line)}[/red]" for line in text.splitlines())
 
 
 def _result(run: RunView) -> str:

@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Any, Never
 
 import typer
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.markup import escape as escape
 from rich.measure import Measurement
@@ -232,7 +233,7 @@ def _narrow(
 
 
 def first_line(text: str, width: int = 80) -> str:
-    """The beginning of a text, for one cell."""
+    """The beginning of a text, for one cell: at most so many columns wide."""
     lines = text.splitlines()
     line = lines[0] if lines else ""
-    return escape(line if len(line) <= width else f"{line[: width - 1]}…")
+    return escape(line if cell_len(line) <= width else f"{set_cell_size(line, width - 1).rstrip()}…")

@@ -89,7 +89,11 @@ def _attempts(run: RunView) -> Iterator[Row]:
 
 def _end(run: RunView, children: Mapping[str, str]) -> Iterator[Row]:
     last, start = run.history.last, began(run)
-    if last is None or start is None or last.entry not in FINISHED:
+    if last is None or start is None:
+        return
+    if last.entry == "retrying" and last.turn == run.history.reopened:
+        yield Row(last.at, "again", "begun again", notes=("by jetcron runs retry",), notable=True)
+    if last.entry not in FINISHED:
         return
     marks: dict[str, Mark] = {"completed": "done", "failed": "failed", "cancelled": "cancelled"}
     notes: list[str] = []
@@ -136,7 +140,7 @@ def _steps(run: RunView, children: Mapping[str, str]) -> Iterator[tuple[str, Row
                 notes=tuple(notes),
                 error=line_of(failure) if failure is not None else "",
                 result=done.result if done.op in ("run", "invoke") else None,
-                notable=done.error is not None,
+                notable=failure is not None,
             ),
         )
 
