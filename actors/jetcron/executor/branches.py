@@ -135,9 +135,10 @@ def _waits(
     if task in waiting or task in seen or task.done():
         return True
     seen.add(task)
-    joined = list(_joined(task))
+    # When all that it awaits is done, it is about to be told so: that takes a turn of the loop or two.
+    joined = [one for one in _joined(task) if not one.done()]
     return bool(joined) and all(
-        isinstance(one, asyncio.Task) and _waits(one, waiting, seen) for one in joined if not one.done()
+        isinstance(one, asyncio.Task) and _waits(one, waiting, seen) for one in joined
     )
 
 
