@@ -10,9 +10,9 @@ In a second terminal, in the same folder:
     jetcron send contacts.uploaded '{"upload": "spring-fair", "by": "ada@example.com"}'
     jetcron runs list
 
-The directory that is asked for each contact's company is often busy, and of one it never answers; a contact without
-a company is better than none. What happened are lines in the first terminal. Upload the list again, and
-nothing is made twice:
+What comes of it are lines in the first terminal. The directory that is asked for each contact's company is busy at
+times, and for one of them it never answers: a contact without a company is better than none. Upload the list
+again, and nobody is created twice:
 
     jetcron send contacts.uploaded '{"upload": "spring-fair", "by": "ada@example.com"}'
 """
@@ -67,12 +67,12 @@ async def import_contacts(ctx: Context, upload: Upload) -> str:
     async def bring_in(line: int, contact: Contact) -> Event | None:
         async with few:
             try:
-                # Tried three times in all. What other branches have done meanwhile is not done again.
+                # Tried three times in all: this step alone, not the run.
                 company = await ctx.step.run(f"enrich {line}", company_of, contact, retry=DIRECTORY)
             except StepError as failed:
                 ctx.log.warning("not enriched", line=line, because=failed.message)
                 company = None
-            # Its key says which row of which run asks: asked once more, it is the same.
+            # The key says which row of which run asks. It is the same should this be asked for twice.
             key = f"{ctx.run_id} {line}"
             created = await ctx.step.run(f"create {line}", create_contact, key, contact, company)
         return Event("contact.created", {**contact.model_dump(), "company": company}) if created else None
@@ -150,21 +150,22 @@ def company_of(contact: Contact) -> str:
 
 
 def create_contact(key: str, contact: Contact, company: str | None) -> bool:
-    """Whether it was made for this key; a contact that is known already is left as it is."""
-    made = f"{contact.name} of {company or 'no known company'} ({key})"
-    return once(f"contact {contact.email}", made) == made
+    """Whether it is made, now or before, for this key; a contact that others made is left as it is."""
+    made = f"contact {contact.email}: {contact.name} of {company or 'no known company'}"
+    return once(f"contact {contact.email}", made, by=key)
 
 
 def mail(key: str, to: str, text: str) -> None:
-    once(f"mail {key}", f"to {to}: {text}")
+    once(f"mail {key}", f"mail to {to}: {text}")
 
 
-def once(key: str, what: str) -> str:
-    """Do something, unless something was done under this key before; what was done."""
+def once(key: str, what: str, *, by: str = "") -> bool:
+    """Do something, unless it was done under this key before; whether it was done for `by`."""
     WORLD.parent.mkdir(parents=True, exist_ok=True)
     with closing(sqlite3.connect(WORLD, timeout=30, isolation_level=None)) as db:
-        db.execute("CREATE TABLE IF NOT EXISTS effects (key TEXT PRIMARY KEY, what TEXT)")
-        if db.execute("INSERT INTO effects VALUES (?, ?) ON CONFLICT DO NOTHING", (key, what)).rowcount:
-            print(f"    {key}: {what}", flush=True)
-        (done,) = db.execute("SELECT what FROM effects WHERE key = ?", (key,)).fetchone()
-        return str(done)
+        db.execute("CREATE TABLE IF NOT EXISTS effects (key TEXT PRIMARY KEY, what TEXT, by TEXT)")
+        if db.execute(
+            "INSERT INTO effects VALUES (?, ?, ?) ON CONFLICT DO NOTHING", (key, what, by)
+        ).rowcount:
+            print(f"    {what}", flush=True)
+        return bool(db.execute("SELECT 1 FROM effects WHERE key = ? AND by = ?", (key, by)).fetchone())

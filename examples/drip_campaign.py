@@ -94,7 +94,7 @@ def send_mail(key: str, user: User, subject: str) -> bool:
         if not db.execute("SELECT 1 FROM effects WHERE key = ?", (key,)).fetchone():
             if db.execute("SELECT 1 FROM unsubscribed WHERE user = ?", (user.user,)).fetchone():
                 return False
-            db.execute("INSERT INTO effects VALUES (?, ?)", (key, f"{user.email}: {subject}"))
+            db.execute("INSERT INTO effects VALUES (?, ?)", (key, f"mail to {user.email}: {subject}"))
             print(f"    mail to {user.email}: {subject}", flush=True)
         db.execute("COMMIT")
     return True

@@ -114,22 +114,20 @@ WORLD = Path(os.environ.get("PURCHASES_DB", ".jetcron/purchases.db"))
 
 
 def mail(key: str, to: str, text: str) -> None:
-    if first_time(key, f"{to}: {text}"):
-        print(f"    mail to {to}: {text}", flush=True)
+    once(key, f"mail to {to}: {text}")
 
 
 def place_order(purchase: Purchase) -> str:
     if "unicorn" in purchase.what:
         raise NonRetriableError("there are no unicorns")
-    if first_time(f"buy {purchase.request}", purchase.what):
-        print(f"    bought: {purchase.what}", flush=True)
+    once(f"buy {purchase.request}", f"bought: {purchase.what}")
     return f"receipt-{purchase.request}"
 
 
-def first_time(key: str, what: str) -> bool:
+def once(key: str, what: str) -> None:
+    """Do something, unless it was done under this key before."""
     WORLD.parent.mkdir(parents=True, exist_ok=True)
     with closing(sqlite3.connect(WORLD, timeout=30, isolation_level=None)) as db:
         db.execute("CREATE TABLE IF NOT EXISTS effects (key TEXT PRIMARY KEY, what TEXT)")
-        return (
-            db.execute("INSERT INTO effects VALUES (?, ?) ON CONFLICT DO NOTHING", (key, what)).rowcount == 1
-        )
+        if db.execute("INSERT INTO effects VALUES (?, ?) ON CONFLICT DO NOTHING", (key, what)).rowcount:
+            print(f"    {what}", flush=True)

@@ -67,7 +67,7 @@ class Failed(BaseModel):
 
 def tell_support(ctx: Context, failed: Failed) -> None:
     """`fulfil` has failed for good. This runs in a run of its own, with retries of its own."""
-    mail(ctx.run_id, f"to support: {failed.data.order} failed: {failed.error['message']}")
+    mail(ctx.run_id, f"{failed.data.order} failed: {failed.error['message']}")
 
 
 @app.function(
@@ -159,7 +159,7 @@ def do(part: str, order: str, what: str) -> None:
         db.execute("BEGIN IMMEDIATE")
         if db.execute("SELECT 1 FROM effects WHERE key = ?", (f"undo {part} {order}",)).fetchone():
             raise NonRetriableError(f"the {part} of {order} has been called off")
-        note(db, f"{part} {order}", what)
+        note(db, f"{part} {order}", f"{order}: {what}")
         db.execute("COMMIT")
 
 
@@ -168,20 +168,22 @@ def undone(part: str, order: str) -> None:
         db.execute("BEGIN IMMEDIATE")
         done = db.execute("SELECT what FROM effects WHERE key = ?", (f"{part} {order}",)).fetchone()
         note(
-            db, f"undo {part} {order}", f"undone: {done[0]}" if done else "nothing was done, nothing will be"
+            db,
+            f"undo {part} {order}",
+            f"undone: {done[0]}" if done else f"{order}: no {part} to undo, nor ever",
         )
         db.execute("COMMIT")
 
 
 def mail(key: str, text: str) -> None:
     with closing(open_world()) as db:
-        note(db, key, text)
+        note(db, key, f"mail to support: {text}")
 
 
 def note(db: sqlite3.Connection, key: str, what: str) -> None:
-    """Note an effect, once for its key."""
+    """Do something, once for its key."""
     if db.execute("INSERT INTO effects VALUES (?, ?) ON CONFLICT DO NOTHING", (key, what)).rowcount:
-        print(f"    {key}: {what}", flush=True)
+        print(f"    {what}", flush=True)
 
 
 def open_world() -> sqlite3.Connection:

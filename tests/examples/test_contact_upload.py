@@ -1,5 +1,6 @@
 """Every valid row of an uploaded list becomes a contact, once; the uploader hears of the others."""
 
+import re
 import threading
 from pathlib import Path
 
@@ -28,14 +29,12 @@ def quickly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def contacts(play: Play) -> dict[str, str]:
     """The contacts there are, by the first part of their addresses, each with its company."""
-    made = {key.split()[1]: what for key, what in play.world().items() if key.startswith("contact ")}
-    return {
-        email.partition("@")[0]: what.partition(" of ")[2].partition(" (")[0] for email, what in made.items()
-    }
+    made = [re.fullmatch(r"contact (\w+)@\S+: .+ of (.+)", what) for what in play.world().values()]
+    return {one[1]: one[2] for one in made if one is not None}
 
 
 def mails(play: Play) -> list[str]:
-    return [what for key, what in play.world().items() if key.startswith("mail ")]
+    return [what for what in play.world().values() if what.startswith("mail ")]
 
 
 async def announced(play: Play) -> list[Event]:
@@ -60,8 +59,8 @@ async def test_valid_rows_become_contacts_and_the_uploader_is_told(
             "ken": "Bell",
         }
         assert mails(play) == [
-            "to ada@example.com: line 4 has no valid email; line 6 has no valid name",
-            f"to ada@example.com: {CREATED}",
+            "mail to ada@example.com: line 4 has no valid email; line 6 has no valid name",
+            f"mail to ada@example.com: {CREATED}",
         ]
         # Seven rows: two of busy domains asked for twice, one thrice in vain.
         assert play.calls == {"check_rows": 1, "company_of": 11, "create_contact": 7, "mail": 2}
@@ -86,7 +85,7 @@ async def test_a_list_without_faults_or_without_rows(
             for upload in ("good", "empty")
         ]
         assert told == [f"{count} contacts created, 0 were known, 0 rows were invalid" for count in (1, 0)]
-        assert mails(play) == [f"to ada: {text}" for text in told]
+        assert mails(play) == [f"mail to ada: {text}" for text in told]
 
 
 async def test_few_are_enriched_at_a_time(shared_nats: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,7 @@ async def signed_up(play: Play, user: dict[str, str], monkeypatch: pytest.Monkey
 
 def sent(play: Play, user: dict[str, str]) -> list[str]:
     """The subjects of the mails a user got, in order."""
-    mails = [re.fullmatch(r"(\S+): (.+)", what) for what in play.world().values()]
+    mails = [re.fullmatch(r"mail to (\S+): (.+)", what) for what in play.world().values()]
     return [mail[2] for mail in mails if mail is not None and mail[1] == user["email"]]
 
 

@@ -39,13 +39,9 @@ async def answered(play: Play, name: str, answer: dict[str, Any]) -> None:
 
 
 def told(play: Play, what: str) -> list[str]:
-    """What was done about a purchase: to whom each mail went, and whether it was bought."""
-    about = what.removeprefix("a ")
-    return [
-        text if key.startswith("buy ") else text.partition(":")[0]
-        for key, text in play.world().items()
-        if about in text
-    ]
+    """What was done about a purchase: whom each mail went to, and "bought" when it was."""
+    about = [text.partition(":")[0] for text in play.world().values() if what.removeprefix("a ") in text]
+    return [text.removeprefix("mail to ") for text in about]
 
 
 async def test_the_first_answer_counts(shared_nats: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +58,7 @@ async def test_the_first_answer_counts(shared_nats: NatsServer, monkeypatch: pyt
         await answered(play, "approval.refused", GIVEN)
         await answered(play, "approval.given", REFUSED)
         assert await sofa.status() == "waiting"
-        assert told(play, "a coffee machine") == ["grace", "a coffee machine", "ada"]
+        assert told(play, "a coffee machine") == ["grace", "bought", "ada"]
         assert told(play, "a ship") == ["grace", "ada"]
         assert told(play, "a sofa") == ["grace"]
         assert play.calls == {"mail": 5, "place_order": 1}
@@ -99,7 +95,7 @@ async def test_answered_after_it_was_pressed(
         await answered(play, "approval.given", GIVEN)
         await play.forward(30 * DAY)
         assert await coffee.result(PATIENCE) == "bought: receipt-r1"
-        assert told(play, "a coffee machine") == [*before, "a coffee machine", "ada"]
+        assert told(play, "a coffee machine") == [*before, "bought", "ada"]
 
 
 async def test_approved_and_not_to_be_had(shared_nats: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +126,7 @@ async def test_executors_die_on_the_way(shared_nats: NatsServer, monkeypatch: py
         await play.take_over()
         await answering
         assert await coffee.result(PATIENCE) == "bought: receipt-r1"
-        assert told(play, "a coffee machine") == ["grace", "grace", "a coffee machine", "ada"]
+        assert told(play, "a coffee machine") == ["grace", "grace", "bought", "ada"]
         assert play.calls == {"mail": 3, "place_order": 2}, "asked for twice, bought once"
         assert await executors(coffee) == 4
         assert (await steps(coffee))[:2] == ["ask", "a day's patience"]

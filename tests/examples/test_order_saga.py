@@ -51,7 +51,7 @@ async def test_all_is_done_or_what_was_done_is_undone_the_last_first(
 
         assert await well.result(PATIENCE) == "o1: 19.90 charged (receipt-o1), sent as parcel-o1"
         assert done(play, WELL) == ["stock", "card", "shipment"]
-        assert play.world()["card o1"] == "19.90 charged to visa"
+        assert play.world()["card o1"] == "o1: 19.90 charged to visa"
         (sent,) = await play.stack.stored(play.stack.names.events, play.stack.names.event("order.fulfilled"))
         assert decode(WireEvent, sent.payload).data == {"order": "o1", "parcel": "parcel-o1"}
 
@@ -67,7 +67,7 @@ async def test_all_is_done_or_what_was_done_is_undone_the_last_first(
         assert done(play, gone) == ["undo stock"]
 
         await play.stack.journal.wait("completed", 3, function="orders.fulfil:on_failure")
-        told = [text.split()[2] for text in play.world().values() if text.startswith("to support: ")]
+        told = [text.split()[3] for text in play.world().values() if text.startswith("mail to support: ")]
         assert sorted(told) == ["o2", "o3", "o9"]
 
 
