@@ -9,6 +9,7 @@ import contextlib
 import functools
 import inspect
 import json
+import re
 import shlex
 import sqlite3
 from collections import Counter
@@ -158,9 +159,13 @@ async def executors(handle: RunHandle) -> int:
 
 
 def typed(module: ModuleType) -> list[list[str]]:
-    """The commands a docstring says to type, as words; what stands before `jetcron` is left out."""
+    """The commands a docstring says to type, as words; variables before and remarks after them are left out."""
     lines = (inspect.getdoc(module) or "").splitlines()
-    commands = [shlex.split(line) for line in lines if line.startswith("    ") and "jetcron " in line]
+    commands = [
+        shlex.split(re.split(r" {3,}", line.strip())[0])
+        for line in lines
+        if re.match(r"    (\w+=\S+ )?jetcron ", line)
+    ]
     return [words[words.index("jetcron") :] for words in commands]
 
 
