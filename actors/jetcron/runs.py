@@ -7,7 +7,7 @@ when the call returns; dying in between, the same call again does the rest.
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -20,7 +20,7 @@ from jetcron.errors import (
     TryAgain,
 )
 from jetcron.history import FINISHED, History, Status, about, status_of
-from jetcron.journal import read_history
+from jetcron.journal import follow, read_history
 from jetcron.many import each
 from jetcron.replay import DeadLetters
 from jetcron_protocol.codec import DecodeError, decode, unpack
@@ -258,18 +258,14 @@ class Runs:
                     found.append(GapView(owner, decode(Gap, stored.payload)))
         return sorted(found, key=lambda view: view.gap.start)
 
-    async def tail(self) -> "AsyncIterator[tuple[str, str, JournalEntry]]":
-        """Journal entries as they are written: function, run, entry. Until cancelled."""
-        names = self._bus.names
-        async with self._bus.listen(names.journal_all) as heard:
-            while True:
-                subject, payload = await heard.get()
-                function, run = names.parse_journal(subject)
-                try:
-                    if not run.startswith("gap-"):
-                        yield function, run, decode(JournalEntry, payload)
-                except DecodeError:
-                    continue  # written by a newer program; the listing shows it too
+    def tail(
+        self, *, listening: Callable[[], object] | None = None
+    ) -> "AsyncIterator[tuple[str, str, JournalEntry]]":
+        """Journal entries as they are written: function, run, entry. Until cancelled.
+
+        `listening` is called once nothing more is missed.
+        """
+        return follow(self._bus, listening=listening)
 
     async def _read(self, subject: str) -> RunView:
         function, run = self._bus.names.parse_journal(subject)

@@ -208,8 +208,8 @@ def tail(
 
     async def following() -> None:
         async with Client(settings) as client:
-            output.say("[dim]following; Ctrl-C to stop[/dim]")
-            async for of, run, entry in client.runs.tail():
+            entries = client.runs.tail(listening=lambda: output.say("[dim]following; Ctrl-C to stop[/dim]"))
+            async for of, run, entry in entries:
                 if function not in (None, of):
                     continue
                 if json:
