@@ -31,7 +31,7 @@ class Memory(Protocol):
         """Whether the code is still where an earlier attempt has been."""
         ...
 
-    def number(self, id: str) -> str:
+    async def number(self, id: str) -> str:
         """The name of a step with this id, here: the same at every replay, and no other step's."""
         ...
 
@@ -100,7 +100,7 @@ class Step:
         often and when, by default as the app's function is retried. Failed for good, it raises `StepError`.
         A result that is replayed comes back as the type of the function's return annotation.
         """
-        step = self._number(id)
+        step = await self._number(id)
         if not callable(function):
             raise ConfigurationError(
                 f"step {step!r}: {function!r} is not a function; write step.run({id!r}, function, argument), "
@@ -114,12 +114,12 @@ class Step:
 
     async def sleep(self, id: str, duration: Duration) -> None:
         """Wait for seconds or a timedelta, up to 366 days. Longer ones cost no memory, and outlive any process."""
-        step = self._number(id)
+        step = await self._number(id)
         await self._memory.sleep(step, check_duration(f"step {step!r}", "duration", duration, ZERO, YEAR))
 
     async def sleep_until(self, id: str, moment: datetime) -> None:
         """Wait until an aware datetime, up to 366 days away; one in the past is over at once."""
-        step = self._number(id)
+        step = await self._number(id)
         if not isinstance(moment, datetime) or moment.utcoffset() is None:
             raise ConfigurationError(
                 f"step {step!r}: {moment!r}; allowed is an aware datetime, such as datetime(2030, 1, 31, tzinfo=UTC)"
@@ -138,7 +138,7 @@ class Step:
 
         `match` has values that must stand at dotted paths of the event's data: ``{"order.id": 7}``.
         """
-        step = self._number(id)
+        step = await self._number(id)
         where = f"step {step!r}"
         try:
             check_event_name(name)
@@ -159,7 +159,7 @@ class Step:
 
         Raises `StepError` when it failed, was cancelled, or did not end within `timeout`; then it goes on.
         """
-        step = self._number(id)
+        step = await self._number(id)
         try:
             split_function(function)
         except (InvalidName, AttributeError):
@@ -176,7 +176,7 @@ class Step:
         get one made of run, step and position, so that a retry of the run sends nothing twice. Raises
         `PayloadTooLarge` for an event over the server's limit, `SendFailed` when the server did not confirm.
         """
-        step = self._number(id)
+        step = await self._number(id)
         await self._memory.send(step, lambda: self._wire(step, events))
 
     def _wire(self, step: str, events: Event | Sequence[Event]) -> list[messages.Event]:
@@ -191,12 +191,12 @@ class Step:
             for index, event in enumerate(listed)
         ]
 
-    def _number(self, id: str) -> str:
+    async def _number(self, id: str) -> str:
         if not isinstance(id, str) or not id or "#" in id or not id.isprintable() or len(id) > MAX_ID:
             raise ConfigurationError(
                 f"step id {id!r}; allowed are 1 to {MAX_ID} printable characters but '#', which numbers repeated ids"
             )
-        return self._memory.number(id)
+        return await self._memory.number(id)
 
 
 class RunLog:

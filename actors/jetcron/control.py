@@ -7,11 +7,11 @@ the rest.
 from secrets import token_hex
 
 from jetcron import dispatch
-from jetcron.bus import Bus
+from jetcron.bus import LONGEST, Bus
 from jetcron.endings import Endings
 from jetcron.errors import ConfigurationError, WrongSequence
 from jetcron.history import Status, status_of
-from jetcron.journal import LONGEST, RunJournal
+from jetcron.journal import RunJournal
 from jetcron.waits import Waits
 from jetcron_protocol.codec import decode
 from jetcron_protocol.messages import DeadLetter, Failure, JournalEntry, Run
@@ -33,7 +33,7 @@ class RunControl:
         """See `Runs.cancel`."""
         history = await self._endings.cancel(function, run, Failure(type="Cancelled", message=reason))
         assert history is not None
-        return status_of(history)
+        return status_of(history.last)
 
     async def retry(self, function: str, run: str) -> None:
         """See `Runs.retry`."""
@@ -51,14 +51,12 @@ class RunControl:
         last = history.last
         begun = last is not None and last.entry == "retrying" and history.reopened == last.turn
         if last is None or not (last.entry == "failed" or begun):
-            raise ConfigurationError(
-                f"run {run} of {function} is {status_of(history)}; only one that failed can be retried"
-            )
+            raise not_failed(function, run, status_of(history.last))
         letter = await self._bus.last(names.dead, names.dead_letter("failed", *split_function(function), run))
         if letter is None:
             if begun:
                 return  # begun again before, by a call that was cut off after its last write
-            raise ConfigurationError(f"the dead letter of run {run} is gone, and with it the run's own data")
+            raise letter_gone(function, run)
         dead = decode(DeadLetter, letter.payload)
         if dead.size > len(dead.body):
             raise ConfigurationError(
@@ -87,3 +85,15 @@ class RunControl:
         )
         await self._bus.store(again, patience=_PATIENCE)
         await self._bus.delete(names.dead, letter.sequence)
+
+
+def not_failed(function: str, run: str, status: Status) -> ConfigurationError:
+    """A run that cannot be retried, for it has not failed, or not yet."""
+    return ConfigurationError(f"run {run} of {function} is {status}; only one that failed can be retried")
+
+
+def letter_gone(function: str, run: str) -> ConfigurationError:
+    """A run that cannot be retried, for nothing has its data any more."""
+    return ConfigurationError(
+        f"the dead letter of run {run} is gone, and with it the run's own data; start {function} anew"
+    )

@@ -21,7 +21,7 @@ from jetcron.settings import Settings
 from jetcron.waits import Waits
 from jetcron_protocol import messages
 from jetcron_protocol.codec import decode, encode
-from jetcron_protocol.ids import digest, ulid, ulid_time
+from jetcron_protocol.ids import child_run_id, digest, ulid, ulid_time
 from jetcron_protocol.messages import About, Cancelled, Failure, Function, JournalEntry, Met
 from jetcron_protocol.subjects import HANDLER, split_function
 
@@ -60,13 +60,7 @@ class Endings:
         if lane is not None:
             await self._lanes.pass_on(function, lane)
         await self._forget_waits(run, last, about)
-        for done in last.steps or ():
-            if done.object is None:
-                continue
-            if last.entry == "completed":
-                await self._bus.drop_object(done.object)
-            else:
-                await self._bus.expire_object(done.object, ttl=keep)
+        await self._forget_objects(run, last, keep)
         if is_told(function, about):
             if last.entry == "failed":
                 await self._tell(dispatch.FUNCTION_FAILED, function, run, last, about)
@@ -74,11 +68,27 @@ class Endings:
                 await self._tell(dispatch.FUNCTION_FINISHED, function, run, last, about)
 
     async def _forget_waits(self, run: str, last: JournalEntry, about: About) -> None:
+        if not last.attempts or any(attempt.outcome == "lost" for attempt in last.attempts):
+            # Whoever made it may have stored what cancels it, and its process may have died between the journal and a
+            # wait's own message: the names tell what stands.
+            await self._waits.close(self._names.waits_of(run))
+            return
         for subject in [*about.cancels, *(opened.wait for opened in last.waits or () if opened.wait)]:
             await self._waits.close(subject)
         if any(done.op == "invoke" for done in last.steps or ()):
             # What a child left that ended after its step had given up on it.
             await self._waits.close(self._names.waits_for_children(run))
+
+    async def _forget_objects(self, run: str, last: JournalEntry, keep: int) -> None:
+        """What its steps returned is of no more use once it has completed; else it may be begun again."""
+        kept = [done.object for done in last.steps or () if done.object is not None]
+        for object in kept:
+            if last.entry == "completed":
+                await self._bus.drop_object(object)
+            else:
+                await self._bus.expire_object(object, ttl=keep)
+        if kept and last.entry == "completed":
+            await self._bus.drop_objects(run)  # what executors left that died while they put it
 
     async def _tell(self, name: str, function: str, run: str, last: JournalEntry, about: About) -> None:
         await self._bus.store(dispatch.event(self._names, _event(name, function, run, last, about)))
@@ -89,11 +99,14 @@ class Endings:
         run: str,
         failure: Failure,
         *,
+        about: About | None = None,
         unless: Callable[[History], Awaitable[bool]] | None = None,
     ) -> History | None:
         """End a run as cancelled; its history, with another last entry if it had ended before.
 
-        None if it goes on because of `unless`. Raises `TryAgain`, `DecodeError` when its journal cannot be read.
+        `about` tells of a run that has not begun what its journal does not know: without it, whoever gets its message
+        does what follows. None if it goes on because of `unless`. Raises `TryAgain`, `DecodeError` when its journal
+        cannot be read.
         """
         keep = await self._keep(function)
         while True:
@@ -109,6 +122,7 @@ class Endings:
                 at=self._clock.now(),
                 executor=self._by,
                 error=failure,
+                about=about,
             )
             try:
                 await journal.finish(entry, keep=keep, keep_steps=True)
@@ -136,6 +150,11 @@ class Endings:
         stored = await self._bus.entry(self._names.function_key(function))
         keep = decode(Function, stored.payload).keep if stored is not None else None
         return self._settings.keep_failed if keep is None else keep // 1000
+
+
+def handling_run(run: str, turn: int) -> str:
+    """The run of the handler of a run's failure at this turn: begun again, it may fail again."""
+    return child_run_id(run, f"{HANDLER} {turn}")
 
 
 def is_told(function: str, about: About) -> bool:

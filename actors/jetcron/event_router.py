@@ -189,7 +189,8 @@ class EventRouter:
     async def _meet(self, one: "_Routed") -> None:
         """Wake or cancel the runs that wait for this event."""
         event = one.event
-        at = event.at if event.at is not None else one.delivery.stored_at
+        # An event may name a time long before it was published, and counts for waits from when it was.
+        at = max(event.at or 0, one.delivery.stored_at)
 
         async def wake(found: tuple[StoredMessage, Wait]) -> None:
             stored, wait = found
@@ -202,6 +203,7 @@ class EventRouter:
                     await self._endings.cancel(
                         wait.function, wait.run, Failure(type="CancelledByEvent", message=text)
                     )
+                    await self._waits.close(stored.subject)  # though the run had ended before
                     return
                 if not await self._waits.meet(stored, wait, Met(at=self._clock.now(), event=event)):
                     return

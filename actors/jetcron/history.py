@@ -49,11 +49,11 @@ class History:
         return self.last is not None and self.last.entry in FINISHED
 
 
-def status_of(history: History) -> Status:
-    """Where a run stands; one that nobody has claimed yet is queued."""
-    if history.last is None:
+def status_of(last: JournalEntry | None) -> Status:
+    """Where a run stands whose journal ends in `last`; one that nobody has claimed yet is queued."""
+    if last is None:
         return "queued"
-    match history.last.entry:
+    match last.entry:
         case "claimed" | "opened" | "step":
             return "running"
         case "waiting" | "retrying" | "completed" | "failed" | "cancelled" as status:
@@ -81,7 +81,7 @@ def step(history: History, sequence: int, entry: JournalEntry) -> History:
             begun = Attempt(turn=entry.turn, number=entry.attempt, executor=entry.executor, claimed=entry.at)
             history.attempts = (*_close_last(history.attempts, "lost", entry.at), begun)
         case "opened":
-            opened = _opened(entry)
+            opened = _opened(entry, history.waits.get(entry.step or ""))
             history.lost = 0
             history.waits[opened.id] = opened
         case "step":
@@ -134,11 +134,14 @@ def _done(entry: JournalEntry, opened: OpenStep | None) -> StepResult:
         target=entry.target,
         child=entry.child,
         tries=entry.tries,
+        first=opened.first if opened is not None else None,
         before=replace(before, traceback="") if before is not None else None,
     )
 
 
-def _opened(entry: JournalEntry) -> OpenStep:
+def _opened(entry: JournalEntry, earlier: OpenStep | None) -> OpenStep:
+    """A step that waits; `earlier`: how it waited before, for its second try."""
+    first = earlier.first if earlier is not None else entry.started
     return OpenStep(
         id=entry.step or "",
         op=entry.op or "",
@@ -146,6 +149,7 @@ def _opened(entry: JournalEntry) -> OpenStep:
         until=entry.until if entry.until is not None else entry.at,
         started=entry.started,
         tries=entry.tries,
+        first=first if entry.op == "run" else None,
         error=entry.error,
         target=entry.target,
         child=entry.child,
@@ -214,7 +218,7 @@ def _without_result(done: StepResult) -> StepResult:
             kept = {"id": None}
         case _:
             kept = None
-    return replace(done, result=kept, object=None)
+    return replace(done, result=kept)  # by its name, an object is found that nobody needs any more
 
 
 def about(run: Run, cancels: Sequence[str] = ()) -> About:

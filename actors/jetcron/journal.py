@@ -5,16 +5,18 @@ nothing. If the process dies between two appends, whoever gets the run again fol
 """
 
 import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
-from jetcron.bus import ROLLUP, TTL, Bus, Outgoing, fenced
+from jetcron.bus import LONGEST, ROLLUP, TTL, Bus, Outgoing, fenced
 from jetcron.errors import NotFound, PayloadTooLarge, TryAgain
 from jetcron.history import FINISHED, History, finish, reopen, step
-from jetcron_protocol.codec import decode, encode
+from jetcron_protocol.codec import DecodeError, decode, encode
 from jetcron_protocol.messages import JournalEntry, ObjectRef
 
-LONGEST = 2 * 366 * 86_400
-"""Seconds that what a run still needs is kept at the most, should nobody remove it."""
+_CLAIMS = 10_000
+"""Runs whose last claim is remembered while journals are followed."""
 
 
 async def read_history(bus: Bus, subject: str) -> History:
@@ -27,6 +29,35 @@ async def read_history(bus: Bus, subject: str) -> History:
         step(history, message.sequence, entry)
         history.size += len(message.payload)
     return history
+
+
+async def follow(
+    bus: Bus, *, listening: Callable[[], object] | None = None
+) -> AsyncIterator[tuple[str, str, JournalEntry]]:
+    """Entries of all runs as they are published: function, run, entry. `listening` is told when nothing more is missed.
+
+    Publishing is heard, not storing: of two executors that claim a turn at one time, only one is told of.
+    """
+    claims: OrderedDict[str, int] = OrderedDict()
+    async with bus.listen(bus.names.journal_all) as heard:
+        if listening is not None:
+            listening()
+        while True:
+            subject, payload = await heard.get()
+            function, run = bus.names.parse_journal(subject)
+            if run.startswith("gap-"):
+                continue
+            try:
+                entry = decode(JournalEntry, payload)
+            except DecodeError:
+                continue  # written by a newer program; the listing shows it too
+            if entry.entry == "claimed":
+                if claims.get(run) == entry.turn and not entry.lost:
+                    continue  # refused: who takes a turn over says how many were lost
+                claims[run] = entry.turn
+                if len(claims) > _CLAIMS:
+                    claims.popitem(last=False)
+            yield function, run, entry
 
 
 async def _unfolded(bus: Bus, entry: JournalEntry, kept: ObjectRef) -> JournalEntry:
@@ -70,8 +101,7 @@ class RunJournal:
             size = self.history.size + len(body)
             if most is not None and size > most:
                 raise PayloadTooLarge(size, most)
-            headers = fenced(self.history.sequence)
-            ours = Outgoing(self._subject, body, headers)
+            ours = Outgoing(self._subject, body, fenced(self.history.sequence))
             messages = [ours] if beside is None else [beside, ours]
             sequence = await self._bus.append_all(messages, patience=self._patience)
             step(self.history, sequence, entry)

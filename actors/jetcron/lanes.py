@@ -14,10 +14,9 @@ now and then. Each may die, or do it twice.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jetcron.bus import ROLLUP, TTL, Bus, Outgoing, fenced
+from jetcron.bus import LONGEST, ROLLUP, TTL, Bus, Outgoing, fenced
 from jetcron.errors import TryAgain
 from jetcron.history import FINISHED
-from jetcron.journal import LONGEST
 from jetcron.waits import Waits
 from jetcron_protocol.codec import DecodeError, decode, encode
 from jetcron_protocol.ids import lane_of

@@ -10,7 +10,7 @@ import structlog
 from jetcron.bus import Bus, StoredMessage
 from jetcron.clock import Clock
 from jetcron.endings import Endings
-from jetcron.history import History
+from jetcron.history import History, about
 from jetcron.many import each
 from jetcron.settings import Settings
 from jetcron.waits import Waits
@@ -70,7 +70,8 @@ class Retirement:
             return history.claim is not None and await self._alive(function, history.claim.executor)
 
         failure = Failure(type="Archived", message=f"{function.id} was archived before it ran")
-        return await self._endings.cancel(function.id, run.run, failure, unless=executing) is not None
+        ended = await self._endings.cancel(function.id, run.run, failure, about=about(run), unless=executing)
+        return ended is not None
 
     async def _alive(self, function: Function, executor: str) -> bool:
         app, _ = split_function(function.id)

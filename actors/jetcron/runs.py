@@ -6,23 +6,30 @@ when the call returns; dying in between, the same call again does the rest.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+import re
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from jetcron.bus import Bus
-from jetcron.control import RunControl
+from jetcron.control import RunControl, letter_gone, not_failed
 from jetcron.errors import (
+    ConfigurationError,
     RunFailed,
     RunNotFound,
     TryAgain,
 )
-from jetcron.history import History, Status, status_of
-from jetcron.journal import read_history
+from jetcron.history import FINISHED, History, Status, about, status_of
+from jetcron.journal import follow, read_history
+from jetcron.many import each
+from jetcron.replay import DeadLetters
 from jetcron_protocol.codec import DecodeError, decode, unpack
 from jetcron_protocol.messages import Failure, Gap, JournalEntry, Run
 
 _LISTEN_SECONDS = 5.0
+_PAGE = 1_000
+_ID = re.compile(r"(?!gap-)[A-Za-z0-9_-]{1,64}")
+"""What stands for a run in a subject; the ledger's gaps stand beside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +62,7 @@ class RunHandle:
 
     async def status(self) -> Status:
         """``queued``, ``running``, ``waiting``, ``retrying``, ``completed``, ``failed`` or ``cancelled``."""
-        return (await self.view()).status
+        return status_of(await self._last())
 
     async def history(self) -> History:
         """Its attempts and steps."""
@@ -72,12 +79,7 @@ class RunHandle:
         """
         async with asyncio.timeout(timeout):
             final = await self._final()
-        if final.status == "completed":
-            assert final.history.last is not None
-            kept = final.history.last.object
-            return final.result if kept is None else unpack(await self._bus.get_object(kept))
-        error = final.error or Failure(type=final.status, message="")
-        raise RunFailed(self.id, error.type, error.message, error.traceback)
+        return await _result(self._bus, final)
 
     async def _final(self) -> RunView:
         """Listen first, then read: an end between the two is not missed. The server may go away meanwhile."""
@@ -85,25 +87,39 @@ class RunHandle:
         while True:
             try:
                 async with self._bus.listen(subject) as heard:
-                    while True:
-                        found = await self.view()
-                        if found.status in ("completed", "failed", "cancelled"):
-                            return found
+                    # Only the end is read whole: a run may have a thousand entries before it.
+                    while status_of(await self._last()) not in FINISHED:
                         try:
                             async with asyncio.timeout(_LISTEN_SECONDS):
                                 await heard.get()
                         except TimeoutError:
                             pass  # published while we were disconnected, it is only in the journal: read again
+                    return await self.view()
             except TryAgain:
                 await self._bus.clock.sleep(0.5)
+
+    async def _last(self) -> JournalEntry | None:
+        names = self._bus.names
+        stored = await self._bus.last(names.journal, names.journal_of(self.function, self.id))
+        return None if stored is None else decode(JournalEntry, stored.payload)
 
 
 def view(function: str, run: str, history: History) -> RunView:
     """A folded journal as users see it."""
-    last, status = history.last, status_of(history)
+    last, status = history.last, status_of(history.last)
     if last is None:
         return RunView(run, function, status, history)
     return RunView(run, function, status, history, last.result if status == "completed" else None, last.error)
+
+
+async def _result(bus: Bus, ended: RunView) -> Any:
+    """What a run that has ended returned, wherever it is kept; raises `RunFailed`."""
+    if ended.status == "completed":
+        assert ended.history.last is not None
+        kept = ended.history.last.object
+        return ended.result if kept is None else unpack(await bus.get_object(kept))
+    error = ended.error or Failure(type=ended.status, message="")
+    raise RunFailed(ended.id, error.type, error.message, error.traceback)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,23 +137,56 @@ class Runs:
         self._bus = bus
         self._control = RunControl(bus)
 
-    async def list(self, *, function: str | None = None, limit: int = 50) -> list[RunView]:
-        """The newest runs first, by their ids' time, of one function or of all; reads `limit` journals."""
+    async def list(
+        self,
+        *,
+        function: str | None = None,
+        status: str | Collection[str] | None = None,
+        limit: int = 50,
+    ) -> list[RunView]:
+        """The newest runs first, by their ids' time, of one function or of all; reads `limit` journals.
+
+        With `status`, one or several, it looks for so many that stand so. Queued runs have no journal. Raises
+        `ConfigurationError` for a status there is not.
+        """
         names = self._bus.names
         filter = names.journal_of(function) if function else names.journal_all
         subjects = await self._bus.subjects(names.journal, filter)
-        runs = [subject for subject in subjects if not subject.rsplit(".", 1)[1].startswith("gap-")]
-        newest = sorted(runs, key=lambda subject: subject.rsplit(".", 1)[1], reverse=True)[:limit]
-        return list(await asyncio.gather(*(self._read(subject) for subject in newest)))
+        own = [subject for subject in subjects if not subject.rsplit(".", 1)[1].startswith("gap-")]
+        runs: Sequence[str] = sorted(own, key=lambda subject: subject.rsplit(".", 1)[1], reverse=True)
+        if status is not None:
+            runs = await self._standing(runs, _statuses(status), limit)
+        found: dict[str, RunView] = {}
+
+        async def read(subject: str) -> None:
+            found[subject] = await self._read(subject)
+
+        await each(read, runs[:limit])
+        # What was forgotten meanwhile has no entry.
+        return [one for one in (found[subject] for subject in runs[:limit]) if one.history.last is not None]
 
     async def get(self, run: str) -> RunView:
         """One run by its id; raises `RunNotFound`."""
         names = self._bus.names
-        if not run or not run.isalnum():
-            raise RunNotFound(run)
-        for subject in await self._bus.subjects(names.journal, names.journal_of_run(run)):
-            return await self._read(subject)
-        raise RunNotFound(run)
+        function, queued = await self._find(run)
+        found = await self._read(names.journal_of(function, run))
+        if found.history.last is None and queued is not None:
+            found.history.about = about(queued)
+        return found
+
+    async def result(self, run: str) -> Any:
+        """What a run that has ended returned, as `RunHandle.result`; `ConfigurationError` for one that has not."""
+        found = await self.get(run)
+        if found.status not in FINISHED:
+            raise ConfigurationError(f"run {run} of {found.function} has not ended: it is {found.status}")
+        return await _result(self._bus, found)
+
+    async def statuses(self, runs: Mapping[str, str]) -> dict[str, Status]:
+        """Where runs stand, given by id, with their functions; left out is what no journal has."""
+        names = self._bus.names
+        subjects = {names.journal_of(function, run): run for run, function in runs.items()}
+        last = await self._last_entries(list(subjects))
+        return {subjects[subject]: status_of(entry) for subject, entry in last.items()}
 
     async def cancel(self, run: str, reason: str = "") -> Status:
         """End a run; returns how it ended: ``cancelled``, or as it had before.
@@ -145,31 +194,54 @@ class Runs:
         A waiting or queued one ends at once; one that executes, at its next ``await``, within seconds. Functions it
         invoked go on. Raises `RunNotFound` for one that no journal, no queue and no held message has.
         """
-        return await self._control.cancel(await self._function_of(run), run, reason)
+        return await self._control.cancel((await self._find(run))[0], run, reason)
 
-    async def retry(self, run: str) -> None:
+    async def retry(self, run: str, *, from_start: bool = False) -> str:
         """Start a failed run again from its last good step: what it did stands, what it failed at is tried again.
 
-        It has all its attempts once more. Raises `RunNotFound`, `ConfigurationError` for a run that did not fail
+        It has all its attempts once more. `from_start`: anew instead, as another run with the same data. Returns the
+        id of the run that runs now. Raises `RunNotFound`, `ConfigurationError` for a run that did not fail
         or whose message is gone with its dead letter.
         """
-        await self._control.retry(await self._function_of(run), run)
+        if from_start:
+            return await self._replay(run)
+        await self._control.retry((await self._find(run))[0], run)
+        return run
 
-    async def _function_of(self, run: str) -> str:
-        """The function of a run; queued ones, which only their messages know, are looked for among all."""
+    async def _replay(self, run: str) -> str:
+        """Its dead letter outlives its journal."""
+        letters = DeadLetters(self._bus)
+        letter = await letters.of_run(run) if _ID.fullmatch(run) else None
+        try:
+            found = await self.get(run)
+        except RunNotFound:
+            if letter is None:
+                raise
+        else:
+            if found.status != "failed":
+                raise not_failed(found.function, run, found.status)
+            if letter is None:
+                raise letter_gone(found.function, run)
+        return await letters.replay(letter.sequence)
+
+    async def _find(self, run: str) -> tuple[str, Run | None]:
+        """The function of a run, and its message if it is queued: then only that knows it, and all are looked at."""
         names = self._bus.names
-        if not run or not run.isalnum():
+        if not _ID.fullmatch(run):
             raise RunNotFound(run)
         for subject in await self._bus.subjects(names.journal, names.journal_of_run(run)):
-            return names.parse_journal(subject)[0]
+            return names.parse_journal(subject)[0], None
         for subject in await self._bus.subjects(names.work, names.run_later_of(run)):
-            return names.parse_run_later(subject).function
+            held = await self._bus.last(names.work, subject)
+            return names.parse_run_later(subject).function, None if held is None else decode(
+                Run, held.payload
+            )
         async for page in self._bus.pages(names.work, names.run_ready_all):
             for message in page:
                 with contextlib.suppress(DecodeError):
                     queued = decode(Run, message.payload)
                     if queued.run == run:
-                        return queued.function
+                        return queued.function, queued
         raise RunNotFound(run)
 
     async def gaps(self, *, function: str | None = None) -> Sequence[GapView]:
@@ -186,19 +258,39 @@ class Runs:
                     found.append(GapView(owner, decode(Gap, stored.payload)))
         return sorted(found, key=lambda view: view.gap.start)
 
-    async def tail(self) -> "AsyncIterator[tuple[str, str, JournalEntry]]":
-        """Journal entries as they are written: function, run, entry. Until cancelled."""
-        names = self._bus.names
-        async with self._bus.listen(names.journal_all) as heard:
-            while True:
-                subject, payload = await heard.get()
-                function, run = names.parse_journal(subject)
-                try:
-                    if not run.startswith("gap-"):
-                        yield function, run, decode(JournalEntry, payload)
-                except DecodeError:
-                    continue  # written by a newer program; the listing shows it too
+    def tail(
+        self, *, listening: Callable[[], object] | None = None
+    ) -> "AsyncIterator[tuple[str, str, JournalEntry]]":
+        """Journal entries as they are written: function, run, entry. Until cancelled.
+
+        `listening` is called once nothing more is missed.
+        """
+        return follow(self._bus, listening=listening)
 
     async def _read(self, subject: str) -> RunView:
         function, run = self._bus.names.parse_journal(subject)
         return view(function, run, await read_history(self._bus, subject))
+
+    async def _standing(
+        self, subjects: Sequence[str], statuses: Collection[str], limit: int
+    ) -> Sequence[str]:
+        """The first `limit` of these journals whose runs stand so: only their last entries are read."""
+        found: list[str] = []
+        for start in range(0, len(subjects), _PAGE):
+            if len(found) >= limit:
+                break
+            page = subjects[start : start + _PAGE]
+            last = await self._last_entries(page)
+            found += [one for one in page if one in last and status_of(last[one]) in statuses]
+        return found
+
+    async def _last_entries(self, subjects: Sequence[str]) -> dict[str, JournalEntry]:
+        stored = await self._bus.multi_last_all(self._bus.names.journal, subjects)
+        return {subject: decode(JournalEntry, message.payload) for subject, message in stored.items()}
+
+
+def _statuses(given: str | Collection[str]) -> set[str]:
+    statuses = {given} if isinstance(given, str) else set(given)
+    for one in statuses.difference(get_args(Status)):
+        raise ConfigurationError(f"status={one!r}; allowed are {', '.join(map(repr, get_args(Status)))}")
+    return statuses

@@ -306,7 +306,7 @@ class StepResult:
     """A finished step in a folded journal: a `result`, here or as `object`, or the `error` it failed with for good.
 
     `target` is the event it waited for, or the function it invoked, as the run `child`; `tries` how often it failed
-    before, at last with `before`, whose traceback is left out.
+    before, from `first` on, at last with `before`, whose traceback is left out.
     """
 
     kind: ClassVar[str] = "step_result"
@@ -320,6 +320,7 @@ class StepResult:
     target: str | None = None
     child: Token | None = None
     tries: Count = 0
+    first: Time | None = None
     before: Failure | None = None
 
 
@@ -327,8 +328,8 @@ class StepResult:
 class OpenStep:
     """A step that has begun and waits, in a folded journal: at the latest until `until`.
 
-    A ``run`` waits to be tried again after `error`, its failure number `tries`; the others as in `StepResult`.
-    `wait` is the subject its wake-up comes on.
+    A ``run`` waits to be tried again after `error`, its failure number `tries`; the first try began at `first`. The
+    others as in `StepResult`. `wait` is the subject its wake-up comes on.
     """
 
     kind: ClassVar[str] = "open_step"
@@ -338,6 +339,7 @@ class OpenStep:
     until: Time
     started: Time | None = None
     tries: Count = 0
+    first: Time | None = None
     error: Failure | None = None
     target: str | None = None
     child: Token | None = None

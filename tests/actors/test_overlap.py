@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 
-from jetcron import App, Context, Retry
+from jetcron import App, CancelOn, Context, Retry
 from jetcron.client import Client
 from jetcron.cycle import make_run
 from jetcron.dispatch import new_run
@@ -170,6 +170,22 @@ async def test_skip_leaves_out_what_comes_meanwhile_and_says_so(shared_nats: Nat
         h.doing.end(4).set()
         await h.ended("completed", 4)
         assert [gap.schedule for gap in await h.gaps()] == [F, F]
+
+
+async def test_what_is_left_out_waits_for_nothing_that_would_cancel_it(shared_nats: NatsServer) -> None:
+    declare = waits_to_be_told(overlap="skip", cancel_on=CancelOn("stop"))
+    async with house(shared_nats, "skip", declare) as h:
+        await h.fire(1)
+        await h.began(1)
+        waits = h.stack.names.waits_of("*")
+        before = await h.stack.bus.subjects(h.stack.names.journal, waits)
+        await h.fire(2)
+        await h.settled_but(1)
+        assert await h.left_out() == [2]
+        assert await h.stack.bus.subjects(h.stack.names.journal, waits) == before
+        assert len(before) == 1
+        h.doing.end(1).set()
+        await h.ended("completed", 1)
 
 
 async def test_skip_goes_by_the_time_of_an_occurrence_not_by_when_there_was_room(

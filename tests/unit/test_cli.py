@@ -79,7 +79,20 @@ def test_version() -> None:
         ["functions"],
         ["functions", "pause"],
         ["runs", "list", "--limit", "0"],
+        ["runs", "list", "--status", "queued"],
+        ["runs", "show"],
+        ["runs", "show", "R", "--limit", "0"],
+        ["runs", "cancel"],
+        ["runs", "retry"],
         ["dead", "show", "x"],
+        ["dead", "list", "--kind", "faild"],
+        ["dead", "list", "--since", "yesterday"],
+        ["dead", "list", "--until", "0.5s"],
+        ["dead", "list", "--since", "1h", "--until", "2h"],
+        ["dead", "replay"],
+        ["dead", "replay", "0"],
+        ["dead", "replay", "3", "--function", "a.f"],
+        ["dead", "replay", "--yes"],
     ],
     ids=" ".join,
 )
@@ -89,9 +102,7 @@ def test_usage_errors_exit_2(arguments: list[str]) -> None:
     assert "Traceback" not in result.output
 
 
-@pytest.mark.parametrize(
-    "verb", [["schedules"], ["runs", "cancel"], ["runs", "retry"], ["dashboard"]], ids=str
-)
+@pytest.mark.parametrize("verb", [["schedules"], ["dashboard"]], ids=str)
 def test_verbs_of_later_versions_are_absent(verb: list[str]) -> None:
     assert "No such command" in call(*verb).output
 

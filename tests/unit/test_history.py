@@ -96,21 +96,26 @@ def test_results_of_steps_are_left_out_of_what_succeeded() -> None:
         "large": {"id": None},
         "late": None,
     }
-    assert all(done.object is None for done in last.steps)
+    assert [done.object for done in last.steps if done.object is not None] == [large]
 
 
 def test_a_step_that_was_tried_again_keeps_what_it_failed_with_before() -> None:
     failure = Failure(type="E", message="m", traceback="long")
     found = history(
         entry("claimed"),
-        entry("opened", step="a", op="run", tries=1, until=5, error=Failure(type="D", message="first")),
-        entry("opened", step="a", op="run", tries=2, until=9, error=failure),
-        entry("step", step="a", op="run", tries=2, result=1),
+        entry(
+            "opened", step="a", op="run", tries=1, until=5, started=2, error=Failure(type="D", message="d")
+        ),
+        entry("opened", step="a", op="run", tries=2, until=9, started=6, error=failure),
+        entry("step", step="a", op="run", tries=2, started=9, result=1),
         entry("opened", step="b", op="sleep", until=5),
-        entry("step", step="b", op="sleep"),
+        entry("step", step="b", op="sleep", started=2),
+        entry("opened", step="c", op="run", tries=1, until=9, started=7, error=failure),
     )
     assert found.steps["a"].before == Failure(type="E", message="m")
-    assert found.steps["b"].before is None
+    assert (found.steps["a"].first, found.steps["a"].started) == (2, 9)
+    assert (found.steps["b"].before, found.steps["b"].first) == (None, None)
+    assert (found.waits["c"].error, found.waits["c"].first) == (failure, 7)
     last = decode(JournalEntry, encode(finish(found, entry("completed"), keep_steps=False)))
     assert fold([(9, last)]).steps["a"].before == Failure(type="E", message="m")
 

@@ -93,9 +93,10 @@ class Claimed:
 
     def interrupt(self, signal: Signal) -> None:
         """Unwind the run's code; whatever it does with its cancellation, none of its steps does anything more."""
-        if self.interrupted is None and self.executing is not None:
+        if self.interrupted is None and not self.ended:
             self.interrupted = signal
-            self.executing.cancel()
+            if self.executing is not None:
+                self.executing.cancel()
 
     async def append(self, entry: JournalEntry, *, most: int) -> int:
         """Append while the code runs; how many steps are done by then.

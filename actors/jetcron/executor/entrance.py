@@ -51,6 +51,7 @@ class Entrance:
         self._clock = clock
         self._metrics = metrics
         self._patience = patience
+        self._waits = waits
         self._lanes = Lanes(bus, waits)
         self._endings = Endings(bus, clock, settings, waits, by="executor")
         # Only so that those of one lane here do not refuse each other: between processes the lane's sequence counts.
@@ -82,6 +83,7 @@ class Entrance:
                 if await self._begun(run):
                     raise WrongSequence(400, 10071, "somebody had it before, its journal says")
                 if await self._left_out_before(run):
+                    await self._forget_waits(claimed)
                     return Acknowledge("it was left out: the ledger says so")
             free = standing.ended_at is not None
             queue = standing.stored.queue if standing.stored is not None else []
@@ -111,6 +113,7 @@ class Entrance:
                     return FollowUp()
                 case LeaveOut(reason=reason):
                     await self._leave_out(claimed, standing, reason)
+                    await self._forget_waits(claimed)
                     return Acknowledge(reason)
                 case CancelHolder():
                     await self._cancel(run, standing)
@@ -202,6 +205,11 @@ class Entrance:
             ) from None  # told or not, it is not ours: whoever gets it again sees
         self._metrics.missed.inc()
         log.warning("an occurrence was left out", function=run.function, run=run.run, reason=reason)
+
+    async def _forget_waits(self, claimed: Claimed) -> None:
+        """It had begun to wait for what cancels it."""
+        if claimed.definition.cancel_on:
+            await self._waits.close(self._names.waits_of(claimed.run.run))
 
     async def _cancel(self, run: Run, standing: Standing) -> None:
         holder = standing.stored

@@ -62,18 +62,13 @@ async def invoke(
 ) -> Outcome:
     """Call the user's code, within the bound if there is one.
 
-    A cancellation of ours and signals pass through; a cancellation of the user's own is a failure.
+    Signals pass through. A cancellation is a failure like any other: whether it was one of ours, who cancelled knows.
     """
     try:
         args = (context,) if definition.payload is None else (context, definition.payload.read(data))
         if bound is None:
             return Returned(await call(definition.id, definition.handler, args, limiter=limiter))
         return await _within(bound, call(definition.id, definition.handler, args, limiter=limiter))
-    except asyncio.CancelledError as error:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise
-        return Raised(error)
     except BaseExceptionGroup as group:
         # A task group of the user's wraps our signals, too.
         signal = signal_in(group)
@@ -91,7 +86,8 @@ async def _within(bound: Bound, call: Coroutine[Any, Any, Any]) -> Outcome:
     try:
         async with scope:
             return Returned(await call)
-    except TimeoutError:
+    except (TimeoutError, asyncio.CancelledError):
+        # The latter where the code was cancelled before and went on: then the scope takes ours for such a one.
         if not scope.expired():
             raise
         return Raised(bound.error)

@@ -15,7 +15,7 @@ import structlog
 from jetcron import dispatch, retry
 from jetcron.bus import Bus
 from jetcron.clock import Clock
-from jetcron.endings import Endings
+from jetcron.endings import Endings, handling_run
 from jetcron.errors import NonRetriableError, PayloadTooLarge
 from jetcron.executor.claimed import Claimed
 from jetcron.executor.invoke import Outcome, Raised, Returned, Waiting, describe
@@ -25,9 +25,7 @@ from jetcron.metrics import Metrics
 from jetcron.settings import Settings
 from jetcron.waits import Waits
 from jetcron_protocol.codec import EncodeError, pack
-from jetcron_protocol.ids import child_run_id
 from jetcron_protocol.messages import Failure, JournalEntry, Run, data_of
-from jetcron_protocol.subjects import HANDLER
 
 log = structlog.get_logger("jetcron.executor")
 
@@ -108,8 +106,10 @@ class Recorder:
             if len(body) > self._settings.max_result:
                 raise PayloadTooLarge(len(body), self._settings.max_result)
             if len(body) > self._settings.max_inline:
-                # Under a name of its own, for what the run's steps left goes now.
-                kept = {"object": await self._bus.put_object(f"{claimed.run.run}-result", "", body, ttl=keep)}
+                # Apart from what the run's steps left, which goes now; and under a name of our own: if we are
+                # frozen, and another has the run, we must not replace what it journals.
+                owner, name = f"{claimed.run.run}-result", claimed.identity.id
+                kept = {"object": await self._bus.put_object(owner, name, body, ttl=keep)}
         entry = claimed.entry("completed", started=claimed.started, **kept)
         await claimed.journal.finish(entry, keep=keep, keep_steps=False)
         self._ended(claimed, entry)
@@ -144,14 +144,15 @@ class Recorder:
         lost: int = 0,
     ) -> None:
         """End the run as failed; `lost`: its processes died so many times in a row."""
-        entry = claimed.entry("failed", started=claimed.started, error=failure, lost=lost)
+        origin = about(claimed.run)  # which its journal knows, if it has begun
+        entry = claimed.entry("failed", started=claimed.started, error=failure, lost=lost, about=origin)
         await claimed.journal.finish(entry, keep=self._keep(claimed, failed=True), keep_steps=True)
         self._ended(claimed, entry, error=f"{failure.type}: {failure.message}", reason=reason)
         await self.follow_up(claimed)
 
     async def cancel(self, claimed: Claimed, failure: Failure) -> None:
         """End a run of ours as cancelled."""
-        entry = claimed.entry("cancelled", error=failure)
+        entry = claimed.entry("cancelled", error=failure, about=about(claimed.run))
         await claimed.journal.finish(entry, keep=self._keep(claimed, failed=True), keep_steps=True)
         self._ended(claimed, entry, error=f"{failure.type}: {failure.message}")
         await self.follow_up(claimed)
@@ -214,7 +215,7 @@ class Recorder:
         if claimed.definition.on_failure is None:
             return
         handling = Run(
-            run=child_run_id(run.run, f"{HANDLER} {last.turn}"),
+            run=handling_run(run.run, last.turn),
             function=claimed.definition.on_failure,
             trigger="invoke",
             fire_at=last.at,

@@ -58,17 +58,29 @@ T = TypeVar("T")
 log = structlog.get_logger("jetcron.executor")
 
 _SOON = 0.01
-_LATER = 1.0
+_LATER = 0.5
 """How often a run that waits here looks whether it may leave, and whether what it waits for has come: first, and
 at last, in seconds."""
 _AGAIN = 0.2
 _SEEN = 20
+_PATIENT, _REFUSALS = 10, 1000
+"""So many calls of steps are refused to code that is over before it is cancelled at each, and before it is stopped."""
 _WITHIN = "#/"
 """Between a step and one of its own steps; no id of a user's has a '#'."""
 _SCALARS = (bool, int, float, str, bytes)
 
-_running: "ContextVar[str | None]" = ContextVar("jetcron_step", default=None)
-"""The step whose function runs."""
+
+@dataclass(slots=True, eq=False)
+class _Running:
+    """A step whose function runs, in the step `outer` if that is one's. Ended, it may be called again."""
+
+    step: str
+    outer: "_Running | None"
+    ended: bool = False
+
+
+_running: "ContextVar[_Running | None]" = ContextVar("jetcron_step", default=None)
+"""The step whose function runs, or ran when it started what is left of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +116,9 @@ class Steps:
         self._nested = {id for id in self._unreached if _WITHIN in id}
         self._used: defaultdict[str | None, Counter[str]] = defaultdict(Counter)
         """How often each id was used, in the function and in each of its steps that runs."""
-        self._inside: dict[asyncio.Task[Any], int] = {}
+        self._callers: set[asyncio.Task[Any]] = set()
+        """The tasks that have called a step: branches, also where no other task waits for them."""
+        self._refused = 0
         self._waiting: dict[asyncio.Task[Any], _Waiting] = {}
         self._changed = asyncio.Event()
         self._keeping: asyncio.Task[None] | None = None
@@ -126,9 +140,18 @@ class Steps:
     def now(self) -> int:
         return self._clock.now()
 
-    def number(self, id: str) -> str:
+    async def number(self, id: str) -> str:
         """``id``, ``id#2`` …; under the step whose function uses it, if one runs."""
-        outer = _running.get()
+        try:
+            self._check_running(id)
+        except BaseException:
+            await self._refuse()
+            raise
+        task = asyncio.current_task()
+        assert task is not None
+        self._callers.add(task)
+        running = _running.get()
+        outer = running.step if running is not None else None
         self._used[outer][id] += 1
         times = self._used[outer][id]
         name = id if times == 1 else f"{id}#{times}"
@@ -155,8 +178,6 @@ class Steps:
             try:
                 result = await self._call(step, function, args, kwargs)
                 stored = await self._storable(step, result)
-            except LimitExceeded as error:
-                self._break(error)
             except Exception as error:
                 if self.broken is not None:
                     raise
@@ -208,9 +229,9 @@ class Steps:
             return await self._result(done)
         opened = self._open_here(step, "invoke", function)
         child = opened.child if opened is not None and opened.child is not None else self._child_id(step)
-        message = self._child(step, function, data, child)
+        run = self._child(step, function, data, child)
         if opened is None:
-            await self._check_function(step, function)
+            registered = await self._registered(step, function)
             opened = await self._open(
                 step,
                 "invoke",
@@ -219,9 +240,9 @@ class Steps:
                 child=child,
                 wait=self._tools.bus.names.wait_for_child(self._run.run, child),
             )
-            await self._surely(lambda: self._tools.bus.store(message))
+            await self._start(registered, run)
         elif await self._child_is_unknown(opened):
-            await self._surely(lambda: self._tools.bus.store(message))
+            await self._start(await self._registered(step, function), run)
         met = await self._until(opened)
         started = opened.at
         about = {"started": started, "target": function, "child": opened.child}
@@ -247,8 +268,7 @@ class Steps:
         started = self._clock.now()
         self._claimed.check()
         sent = events()
-        with self._active():
-            await store_events(self._tools.bus, sent)
+        await store_events(self._tools.bus, sent)
         await self._record(step, "send", started=started, result=len(sent))
 
     # What is journaled.
@@ -257,9 +277,32 @@ class Steps:
     def _run(self) -> Run:
         return self._claimed.run
 
+    def _check_running(self, step: str) -> None:
+        """Raise unless the code may go on: neither the run nor a step that this one is part of has ended."""
+        self._claimed.check_running(step)
+        running = _running.get()
+        while running is not None:
+            if running.ended:
+                raise NonRetriableError(
+                    f"step {step!r}: the step it is part of, {running.step!r}, has ended; await every step before "
+                    "its function returns"
+                )
+            running = running.outer
+
+    async def _refuse(self) -> None:
+        """Code that is over calls a step. One that catches whatever is raised, in a loop, must come to an end too."""
+        self._refused += 1
+        if self._refused > _REFUSALS:
+            log.error("code does not let go of a run that has left it", run=self._run.run)
+            await asyncio.get_running_loop().create_future()
+        await self._clock.sleep(0)
+        task = asyncio.current_task()
+        if self._refused > _PATIENT and task is not None:
+            task.cancel()  # what it awaits between its calls
+
     async def _done(self, step: str, op: Op, target: str | None = None) -> StepResult | None:
         """The finished step of this id, once its turn has come; raises its error if it failed for good."""
-        self._claimed.check_running(step)
+        self._check_running(step)
         if self.broken is not None:
             raise self.broken
         done = self._history.steps.get(step)
@@ -278,7 +321,7 @@ class Steps:
         self._same_kind(step, done, op, target)
         await self._branches.turn(self._order[step])
         self._reached(step)
-        self._claimed.check_running(step)
+        self._check_running(step)
         if done.error is not None:
             raise StepError(step, done.error.type, done.error.message, done.error.traceback)
         return done
@@ -316,7 +359,7 @@ class Steps:
         """Journal that a step is done; only then, and in its turn, may the code go on."""
         self._order[step] = await self._append("step", step=step, op=op, **what) - 1
         await self._branches.turn(self._order[step])
-        self._claimed.check_running(step)
+        self._check_running(step)
 
     async def _open(self, step: str, op: Op, **what: Any) -> OpenStep:
         """Journal that a step waits."""
@@ -325,21 +368,22 @@ class Steps:
 
     async def _append(self, kind: str, *, step: str, **what: Any) -> int:
         """Append to the journal; how many steps are done by then."""
-        with self._active():
-            try:
-                return await self._claimed.append(
-                    self._claimed.entry(kind, step=step, **what), most=self._settings.max_journal
+        self._check_running(step)
+        try:
+            return await self._claimed.append(
+                self._claimed.entry(kind, step=step, **what), most=self._settings.max_journal
+            )
+        except PayloadTooLarge as error:
+            self._break(
+                LimitExceeded(
+                    f"run {self._run.run}, step {step!r}: its history would take {error.size} bytes; allowed are "
+                    f"{error.limit} ({variable_of('max_journal')})"
                 )
-            except PayloadTooLarge as error:
-                self._break(
-                    LimitExceeded(
-                        f"run {self._run.run}, step {step!r}: its history would take {error.size} bytes; allowed are "
-                        f"{error.limit} ({variable_of('max_journal')})"
-                    )
-                )
+            )
 
     async def _storable(self, step: str, result: Any) -> dict[str, Any]:
         """A result as fields of its entry: itself, or where it is kept if it is large."""
+        self._check_running(step)
         if result is None:
             return {}
         try:
@@ -350,11 +394,15 @@ class Steps:
             # A copy: the code may change what it was given.
             return {"result": result if isinstance(result, _SCALARS) else unpack(body)}
         if len(body) > self._settings.max_result:
-            raise LimitExceeded(
-                f"run {self._run.run}, step {step!r}: its result takes {len(body)} bytes; allowed are "
-                f"{self._settings.max_result} ({variable_of('max_result')})"
+            self._break(
+                LimitExceeded(
+                    f"run {self._run.run}, step {step!r}: its result takes {len(body)} bytes; allowed are "
+                    f"{self._settings.max_result} ({variable_of('max_result')})"
+                )
             )
-        return {"object": await self._surely(lambda: self._tools.bus.put_object(self._run.run, step, body))}
+        # Under a name of our own: if we are frozen, and another has the run, we must not replace what it journals.
+        name = f"{step}/{self._claimed.identity.id}"
+        return {"object": await self._surely(lambda: self._tools.bus.put_object(self._run.run, name, body))}
 
     async def _result(self, done: StepResult) -> Any:
         return await self._loaded(done.result, done.object)
@@ -363,8 +411,9 @@ class Steps:
         return await self._loaded(met.result, met.object)
 
     async def _loaded(self, result: Any, ref: ObjectRef | None) -> Any:
+        """A stored result, the caller's own: what it does to it is not done to what is remembered."""
         if ref is None:
-            return result
+            return result if result is None or isinstance(result, _SCALARS) else unpack(pack(result))
         return unpack(await self._surely(lambda: self._tools.bus.get_object(ref)))
 
     async def _surely(self, call: Callable[[], Awaitable[T]]) -> T:
@@ -372,8 +421,7 @@ class Steps:
         while True:
             self._claimed.check()
             try:
-                with self._active():
-                    return await call()
+                return await call()
             except TryAgain as error:
                 log.debug("trying again", run=self._run.run, reason=str(error))
                 await self._clock.sleep(_AGAIN)
@@ -384,13 +432,15 @@ class Steps:
         self, step: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
         self._used.pop(step, None)  # a second try uses the same ids
-        running = _running.set(step)
+        running = _Running(step, _running.get())
+        token = _running.set(running)
         try:
-            with self._active(), structlog.contextvars.bound_contextvars(step=step):
+            with structlog.contextvars.bound_contextvars(step=step):
                 name = f"{self._run.function}, step {step!r}"
                 return await call(name, function, args, kwargs, limiter=self._tools.limiter)
         finally:
-            _running.reset(running)
+            running.ended = True  # what it left running does nothing more, beside its next try or after it
+            _running.reset(token)
 
     async def _failed(self, step: str, error: Exception, tries: int, policy: Retry, started: int) -> OpenStep:
         """Open the step's next try, or record that it failed for good and raise."""
@@ -409,45 +459,55 @@ class Steps:
 
     # Other runs, and events.
 
-    async def _check_function(self, step: str, function: str) -> None:
+    async def _registered(self, step: str, function: str) -> Function:
+        """The function to invoke; the run fails if there is none."""
         bus = self._tools.bus
         stored = await self._surely(lambda: bus.entry(bus.names.function_key(function)))
-        if stored is None or decode(Function, stored.payload).state == "archived":
+        found = None if stored is None else decode(Function, stored.payload)
+        if found is None or found.state == "archived":
             self._break(
                 NonRetriableError(
                     f"run {self._run.run}, step {step!r}: there is no function {function!r}; "
                     "'jetcron functions list' shows those that are registered"
                 )
             )
+        return found
+
+    async def _start(self, function: Function, run: Run) -> None:
+        """Store the run a step invokes, and before it what waits for the events that cancel it."""
+        await self._surely(lambda: self._tools.waits.open_cancels(function.cancel_on, run))
+        await self._surely(lambda: self._tools.bus.store(self._message(run)))
 
     def _child_id(self, step: str) -> str:
         """The run a step invokes; another one when the run that had failed begins again."""
         life = self._history.reopened
         return child_run_id(self._run.run, f"{step}{_WITHIN}{life}" if life else step)
 
-    def _child(self, step: str, function: str, data: Any, child: str) -> Outgoing:
-        """The message of the run a step invokes: the same however often it is stored."""
-        now = self._clock.now()
+    def _child(self, step: str, function: str, data: Any, child: str) -> Run:
+        """The run a step invokes: the same however often it is stored."""
         run = Run(
             run=child,
             function=function,
             trigger="invoke",
-            fire_at=now,
+            fire_at=self._clock.now(),
             payload=data,
             parent=self._run.run,
             parent_function=self._run.function,
             parent_step=step,
         )
-        bus = self._tools.bus
-        message = dispatch.new_run(bus.names, run, now=now, lead=self._settings.lead_ms)
-        if len(message.payload) > bus.max_body:
+        size, most = len(self._message(run).payload), self._tools.bus.max_body
+        if size > most:
             self._break(
                 LimitExceeded(
-                    f"run {self._run.run}, step {step!r}: the data for {function} makes a message of "
-                    f"{len(message.payload)} bytes; the server takes {bus.max_body}"
+                    f"run {self._run.run}, step {step!r}: the data for {function} makes a message of {size} bytes; "
+                    f"the server takes {most}"
                 )
             )
-        return message
+        return run
+
+    def _message(self, run: Run) -> Outgoing:
+        bus = self._tools.bus
+        return dispatch.new_run(bus.names, run, now=run.fire_at, lead=self._settings.lead_ms)
 
     async def _child_is_unknown(self, opened: OpenStep) -> bool:
         """Whether nothing is known of a run that was to be started: we may have died just before."""
@@ -471,7 +531,7 @@ class Steps:
 
     async def _until(self, opened: OpenStep) -> Met | None:
         """Wait until its time has come, or what it waits for; `RunReleased` if the run leaves meanwhile."""
-        self._claimed.check_running(opened.id)
+        self._check_running(opened.id)
         if opened.wait is not None:
             # At its time too: what came before we look wins.
             found = await self._look(opened)
@@ -490,7 +550,7 @@ class Steps:
             met: Met | None = await self._branches.standing(future)
         finally:
             del self._waiting[task]
-        self._claimed.check_running(opened.id)
+        self._check_running(opened.id)
         return met
 
     async def _look(self, opened: OpenStep) -> Met | None:
@@ -500,12 +560,9 @@ class Steps:
 
     async def _forget(self, opened: OpenStep) -> None:
         """Its wait is over: an event must not find it any more. It would only wake the run for nothing."""
-        assert opened.wait is not None
-        try:
-            with self._active():
-                await self._tools.waits.close(opened.wait)
-        except TryAgain as error:
-            log.debug("a wait is left to its time to live", run=self._run.run, reason=str(error))
+        subject = opened.wait
+        assert subject is not None
+        await self._surely(lambda: self._tools.waits.close(subject))
 
     async def _keep(self) -> None:
         """Keep those that wait; what breaks this breaks their waiting."""
@@ -520,12 +577,13 @@ class Steps:
     async def _keep_waits(self) -> None:
         """End waits whose time has come, or what they wait for; release the run when all its branches wait long."""
         pause = _SOON
+        look = False
         while True:
             self._changed.clear()
             now = self._clock.now()
             here = [one for one in self._waiting.values() if not one.future.done()]
             for one in here:
-                if one.opened.until <= now or (pause >= _LATER and one.opened.wait is not None):
+                if one.opened.until <= now or (look and one.opened.wait is not None):
                     await self._end_if_met(one)
             here = [one for one in here if not one.future.done()]
             if not here:
@@ -543,9 +601,9 @@ class Steps:
             try:
                 async with asyncio.timeout(min(pause, max(earliest - now, 0) / 1000)):
                     await self._changed.wait()
-                pause = _SOON
+                pause, look = _SOON, False
             except TimeoutError:
-                pause = min(pause * 2, _LATER)
+                pause, look = min(pause * 2, _LATER), True
 
     async def _end_if_met(self, one: _Waiting) -> None:
         try:
@@ -557,7 +615,8 @@ class Steps:
 
     def _all_wait(self) -> bool:
         waiting = {task for task, one in self._waiting.items() if not one.future.done()}
-        return self._branches.all_wait(waiting, self._inside)
+        self._callers = {task for task in self._callers if not task.done()}
+        return self._branches.all_wait(waiting, self._callers)
 
     def _release(self, waits_on: list[OpenStep]) -> None:
         """Unwind the code: its slot, its place in `concurrency` and its memory are others' now."""
@@ -566,32 +625,6 @@ class Steps:
         for task in self._waiting:
             if task is not self._branches.main:
                 task.cancel()
-
-    def _active(self) -> "_Inside":
-        """While open, this task does something for the run: it is not released."""
-        return _Inside(self._inside)
-
-
-class _Inside:
-    """Counts the current task as being inside a step."""
-
-    __slots__ = ("_counts", "_task")
-
-    def __init__(self, counts: "dict[asyncio.Task[Any], int]") -> None:
-        self._counts = counts
-        self._task = asyncio.current_task()
-
-    def __enter__(self) -> None:
-        assert self._task is not None
-        self._counts[self._task] = self._counts.get(self._task, 0) + 1
-
-    def __exit__(self, *_: object) -> None:
-        assert self._task is not None
-        left = self._counts.get(self._task, 0) - 1
-        if left > 0:
-            self._counts[self._task] = left
-        else:
-            self._counts.pop(self._task, None)
 
 
 def _kind(op: str, target: str | None) -> str:

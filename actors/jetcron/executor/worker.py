@@ -5,7 +5,6 @@ that another executor finds in its journal and takes over. Who lost a run writes
 repairs the rest.
 """
 
-import asyncio
 from collections.abc import Callable
 
 import anyio
@@ -14,25 +13,17 @@ import structlog
 from jetcron.app import FunctionDefinition
 from jetcron.bus import Bus, Delivery
 from jetcron.clock import Clock, from_ms
-from jetcron.context import Context
 from jetcron.dead_letters import bury
-from jetcron.errors import (
-    DeadlineExceeded,
-    LeaseLost,
-    RunCancelled,
-    RunReleased,
-    TryAgain,
-    WrongSequence,
-)
-from jetcron.executor.branches import Branches
+from jetcron.errors import LeaseLost, RunCancelled, TryAgain, WrongSequence
+from jetcron.executor.attempt import Attempts, deadline_exceeded
 from jetcron.executor.claimed import Claimed
 from jetcron.executor.decide import Acknowledge, Ask, Claim, FollowUp, GiveUp, HandBack, Verdict, decide
 from jetcron.executor.entrance import Entrance
-from jetcron.executor.invoke import Bound, Outcome, Raised, Waiting, describe, invoke
+from jetcron.executor.invoke import describe
 from jetcron.executor.lease import Identity, Lease
 from jetcron.executor.record import Recorder
 from jetcron.executor.room import Room
-from jetcron.executor.steps import Steps, Tools
+from jetcron.executor.steps import Tools
 from jetcron.journal import RunJournal
 from jetcron.lanes import lane_for
 from jetcron.metrics import Metrics
@@ -40,7 +31,7 @@ from jetcron.options import MILLISECOND
 from jetcron.settings import Settings
 from jetcron.waits import Waits
 from jetcron_protocol.codec import DecodeError, decode
-from jetcron_protocol.messages import Failure, JournalEntry, Run, data_of
+from jetcron_protocol.messages import Failure, JournalEntry, Run
 
 log = structlog.get_logger("jetcron.executor")
 
@@ -70,10 +61,10 @@ class Worker:
         self._metrics = metrics
         self._lease = lease
         self._room = room
-        self._limiter = limiter
         self._waits = Waits(bus, clock, settings)
-        self._tools = Tools(bus, clock, settings, limiter, self._waits)
-        self._executing: dict[str, Claimed] = {}
+        self._attempts = Attempts(clock, metrics, Tools(bus, clock, settings, limiter, self._waits))
+        self._in_hand: dict[str, Claimed] = {}
+        """The runs that are ours, until their code has ended."""
         # Repeating an append past our own lease is of no use: by then the run may be another's.
         self._patience = settings.executor_ttl
         self._recorder = Recorder(bus, clock, settings, metrics, self._waits, told=told)
@@ -99,16 +90,30 @@ class Worker:
         try:
             await self._attempt(claimed)
         except RunCancelled:
-            # Whoever cancelled it does what follows; if they died, this does.
             await self._read(claimed)
+            await self._recorder.follow_up(claimed)
+        except (LeaseLost, WrongSequence):
+            if not await self._cancelled(claimed):
+                raise
             await self._recorder.follow_up(claimed)
         finally:
             identity.runs.discard(run.run)
         await delivery.ack()
 
+    async def _cancelled(self, claimed: Claimed) -> bool:
+        """Whether we lost a run because it was cancelled. Who cancelled it does what follows; if they died, we do."""
+        if self._lease.expired(claimed.identity):
+            return False
+        try:
+            await self._read(claimed)
+        except TryAgain:
+            return False
+        last = claimed.journal.history.last
+        return last is not None and last.entry == "cancelled"
+
     def cancel(self, run: str) -> None:
-        """Stop the code of a run that somebody ended, if it executes here."""
-        claimed = self._executing.get(run)
+        """Stop the code of a run that somebody ended, if it is ours; what has not begun yet does not begin."""
+        claimed = self._in_hand.get(run)
         if claimed is not None:
             log.info("cancelled", function=claimed.run.function, run=run)
             claimed.interrupt(RunCancelled())
@@ -116,10 +121,12 @@ class Worker:
     async def look_for_cancelled(self) -> None:
         """Stop the code of runs whose journal has ended, for a word of it may have been missed."""
         subjects = {
-            self._names.journal_of(claimed.run.function, run): run for run, claimed in self._executing.items()
+            self._names.journal_of(claimed.run.function, run): run
+            for run, claimed in self._in_hand.items()
+            if claimed.executing is not None
         }
         for subject, stored in (await self._bus.multi_last_all(self._names.journal, list(subjects))).items():
-            claimed = self._executing.get(subjects[subject])
+            claimed = self._in_hand.get(subjects[subject])
             if claimed is None or stored.sequence <= claimed.journal.history.sequence:
                 continue
             try:
@@ -130,16 +137,21 @@ class Worker:
 
     async def _attempt(self, claimed: Claimed) -> None:
         """Hold, execute, record, and do what follows."""
-        await self._hold(claimed.run, claimed.delivery)
-        await self._room.enter()
+        run = claimed.run
+        self._in_hand[run.run] = claimed
         try:
-            claimed.check()
-            outcome = await self._execute(claimed)
-        except (LeaseLost, RunCancelled):
-            await claimed.settle()  # lost for good, or an append whose outcome nobody knows
-            raise
+            await self._hold(run, claimed.delivery)
+            await self._room.enter()
+            try:
+                claimed.check()
+                outcome = await self._attempts.execute(claimed)
+            except (LeaseLost, RunCancelled):
+                await claimed.settle()  # lost for good, or an append whose outcome nobody knows
+                raise
+            finally:
+                self._room.leave()
         finally:
-            self._room.leave()
+            del self._in_hand[run.run]
         if claimed.recording:
             await claimed.settle()
         claimed.ended = True
@@ -212,14 +224,19 @@ class Worker:
         if definition.deadline is not None:
             claimed.deadline = due + definition.deadline // MILLISECOND
             if now >= claimed.deadline:
-                error = describe(_deadline_exceeded(definition))
+                error = describe(deadline_exceeded(definition))
                 await self._recorder.fail(claimed, error, "its deadline passed")
                 return True
         return False
 
     async def _open_cancels(self, claimed: Claimed) -> list[str]:
-        """Before a run begins: store the waits for what cancels it. Whoever made the run may have done so before."""
-        if not claimed.definition.cancel_on or claimed.journal.history.about is not None:
+        """Before a run begins, or begins again after it had failed: store the waits for what cancels it.
+
+        Whoever made the run may have done so before.
+        """
+        history = claimed.journal.history
+        again = history.last is not None and history.last.turn == history.reopened > 0
+        if not claimed.definition.cancel_on or (history.about is not None and not again):
             return []
         return await self._waits.open_cancels(claimed.definition.wire().cancel_on, claimed.run)
 
@@ -275,68 +292,3 @@ class Worker:
     @staticmethod
     def _longest_hold(run: Run, delivery: Delivery) -> float:
         return (max(run.fire_at - delivery.stored_at, 0) + _CLOCK_SLACK_MS) / 1000
-
-    # Execute.
-
-    async def _execute(self, claimed: Claimed) -> Outcome:
-        definition, run = claimed.definition, claimed.run
-        branches = Branches(self._clock)
-        steps = Steps(self._tools, claimed, branches, definition.retry)
-        context = Context(run, attempt=claimed.attempt, memory=steps)
-        self._metrics.of(run.function).started.inc()
-        claimed.started = self._clock.now()
-        late = max(claimed.started - run.fire_at, 0)
-        self._metrics.lateness.observe(late / 1000)
-        log.debug(
-            "started",
-            function=run.function,
-            run=run.run,
-            attempt=claimed.attempt,
-            late_ms=late,
-            trigger=run.trigger,
-        )
-        claimed.executing = branches.main
-        self._executing[run.run] = claimed
-        before = branches.main.cancelling()
-        try:
-            outcome = await invoke(definition, context, data_of(run), self._limiter, self._bound(claimed))
-        except (asyncio.CancelledError, RunReleased, RunCancelled):
-            if claimed.interrupted is None:
-                raise
-            outcome = Waiting()
-        finally:
-            del self._executing[run.run]
-            claimed.executing = None
-            steps.close()
-            branches.close()
-            self._metrics.of(run.function).duration.observe((self._clock.now() - claimed.started) / 1000)
-        if claimed.interrupted is not None:
-            # Whatever the code made of it. Ours was one request to cancel it; another one is somebody else's.
-            if branches.main.uncancel() > before:
-                raise asyncio.CancelledError
-            if isinstance(claimed.interrupted, RunCancelled):
-                raise claimed.interrupted
-            return Waiting()
-        return Raised(steps.broken) if steps.broken is not None else outcome
-
-    def _bound(self, claimed: Claimed) -> Bound | None:
-        """The function's timeout or what is left until the run's deadline, whichever is shorter."""
-        definition = claimed.definition
-        bound: Bound | None = None
-        if definition.timeout is not None:
-            seconds = definition.timeout.total_seconds()
-            note = "" if definition.is_async else "; its thread cannot be stopped and may still be running"
-            text = f"{definition.id} did not end within its timeout of {seconds:g} s{note}"
-            bound = Bound(seconds, TimeoutError(text))
-        if claimed.deadline is not None:
-            left = max(claimed.deadline - self._clock.now(), 0) / 1000
-            if bound is None or left < bound.seconds:
-                bound = Bound(left, _deadline_exceeded(definition))
-        return bound
-
-
-def _deadline_exceeded(definition: FunctionDefinition) -> DeadlineExceeded:
-    assert definition.deadline is not None
-    return DeadlineExceeded(
-        f"{definition.id} did not end within its deadline of {definition.deadline.total_seconds():g} s"
-    )
