@@ -101,9 +101,12 @@ class RunJournal:
             size = self.history.size + len(body)
             if most is not None and size > most:
                 raise PayloadTooLarge(size, most)
-            ours = Outgoing(self._subject, body, fenced(self.history.sequence))
-            messages = [ours] if beside is None else [beside, ours]
-            sequence = await self._bus.append_all(messages, patience=self._patience)
+            headers = fenced(self.history.sequence)
+            if beside is None:
+                sequence = await self._bus.append(self._subject, body, headers, patience=self._patience)
+            else:
+                both = [beside, Outgoing(self._subject, body, headers)]
+                sequence = await self._bus.append_all(both, patience=self._patience)
             step(self.history, sequence, entry)
             self.history.size = size
             return len(self.history.steps)
