@@ -54,6 +54,11 @@ def lane_for(function: str, run: str, origin: Run | About) -> str | None:
     return lane_of(function, origin.schedule, origin.scheduled_at, run)
 
 
+def waits_for_turn(entry: JournalEntry) -> bool:
+    """Whether a run whose journal ends so waits for its lane to be free."""
+    return entry.entry == "waiting" and LANE_STEP in (entry.on or ())
+
+
 class Lanes:
     """Reads lanes, and wakes who is next."""
 

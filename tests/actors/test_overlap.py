@@ -382,6 +382,36 @@ async def test_a_failed_run_begun_again_waits_for_its_turn(shared_nats: NatsServ
         assert await h.left_out() == []
 
 
+async def test_a_run_replayed_from_its_dead_letter_is_no_occurrence(shared_nats: NatsServer) -> None:
+    failing = {1}
+
+    def declare(app: App, doing: Doing) -> None:
+        @app.function(cron=NEVER, overlap="skip", retries=0)
+        async def f(ctx: Context) -> None:
+            with doing.one(ctx) as number:
+                if number in failing:
+                    raise ValueError("not now")
+                await doing.end(number).wait()
+
+    async with house(shared_nats, "skip", declare) as h:
+        await h.fire(1)
+        await h.ended("failed", 1)
+        await h.settled()
+        failing.clear()
+        h.base = h.stack.clock.now() - 2
+        await h.fire(2)
+        await h.began(1, 2)
+        (dead,) = await h.client.dead.list()
+        await h.client.dead.replay(dead.sequence)
+        await h.began(1, 2, 1)
+        assert h.doing.met == [(2, 1)]
+        assert await h.left_out() == []
+        h.doing.end(1).set()
+        h.doing.end(2).set()
+        await h.ended("completed", 2)
+        await h.settled()
+
+
 # cancel_running
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from jetcron import App, Context, Retry
+from jetcron.control import RunControl
 from jetcron.cycle import make_run
 from jetcron.dispatch import new_run
 from jetcron.journal import read_history
@@ -88,7 +89,7 @@ class Storm:
     async def strike(self) -> None:
         """One thing that may happen to an executor, or to a message."""
         victim = self.chance.choice(self.executors)
-        match self.chance.randrange(5):
+        match self.chance.randrange(6):
             case 0:
                 self.executors.remove(victim)
                 await victim.kill()
@@ -98,8 +99,10 @@ class Storm:
                 victim.bus.arm(LoseAnswer(), nth=self.chance.randrange(8), times=2)
             case 3:
                 victim.bus.arm(Refuse(), nth=self.chance.randrange(8), times=2)
-            case _:
+            case 4:
                 await self.repeat()
+            case _:
+                await self.cancel()
 
     async def repeat(self) -> None:
         """Publish some of the latest occurrences again, in any order, as crashes of a server do."""
@@ -115,6 +118,13 @@ class Storm:
             for at in self.chance.sample(times, min(3, len(times))):
                 again = new_run(self.stack.names, make_run(schedule, at), now=now, lead=500)
                 await self.stack.bus.store(again.without_id())
+
+    async def cancel(self) -> None:
+        """A user ends a run: one that goes on, or one that waits for its turn."""
+        unfinished = await self.unfinished()
+        if unfinished:
+            function, run = self.stack.names.parse_journal(self.chance.choice(unfinished))
+            await RunControl(self.stack.bus).cancel(function, run, "not this one")
 
     async def calm(self) -> None:
         """Wait until every run has ended and every message is dealt with."""
@@ -137,14 +147,17 @@ class Storm:
 
 @dataclass(frozen=True)
 class Account:
-    """What became of the occurrences of one schedule: runs, by their times, with when they went on; the ledger."""
+    """What became of the occurrences of one schedule: runs, by their times, with when they went on; the ledger.
 
-    runs: Mapping[int, tuple[int, int]]
+    A run that was cancelled while it waited for its turn never went on.
+    """
+
+    runs: Mapping[int, tuple[int, int] | None]
     ledger: list[int]
 
 
 async def account(stack: Stack, policy: Overlap) -> Account:
-    runs: dict[int, tuple[int, int]] = {}
+    runs: dict[int, tuple[int, int] | None] = {}
     ledger = []
     for message in await stack.stored(stack.names.journal, stack.names.journal_of(f"lane.{policy}")):
         token = message.subject.rsplit(".", 1)[1]
@@ -156,9 +169,9 @@ async def account(stack: Stack, policy: Overlap) -> Account:
         entry = decode(JournalEntry, message.payload)
         at = ulid_time(token)
         assert at is not None
-        assert entry.attempts, f"{token} ended {entry.entry} and never began"
         assert at not in runs
-        runs[at] = (entry.attempts[0].claimed, entry.at)
+        assert entry.attempts or (policy, entry.entry) == ("queue", "cancelled"), f"{token} never began"
+        runs[at] = (entry.attempts[0].claimed, entry.at) if entry.attempts else None
     return Account(runs, ledger)
 
 
@@ -166,12 +179,12 @@ def check(policy: Overlap, found: Account) -> None:
     occurrences = sorted([*found.runs, *found.ledger])
     assert len(occurrences) >= ROUNDS, "too few to tell anything"
     assert occurrences == list(range(occurrences[0], occurrences[-1] + SECOND, SECOND)), "each once"
-    spans = sorted(found.runs.values())
+    in_order = [span for _, span in sorted(found.runs.items()) if span is not None]
+    spans = sorted(in_order)
     for (_, ended), (began, _) in pairwise(spans):
         assert ended <= began, "one went in before the other had ended"
     if policy == "queue":
         assert found.ledger == []
-        in_order = [span for _, span in sorted(found.runs.items())]
         assert in_order == spans, "they began in their order"
     else:
         assert found.ledger or policy == "cancel_running", "nothing ever overlapped"

@@ -16,6 +16,7 @@ from jetcron.cli.run_json import brief, whole
 from jetcron.client import Client
 from jetcron.clock import SystemClock
 from jetcron.errors import ConfigurationError, RunNotFound
+from jetcron.lanes import waits_for_turn
 from jetcron.runs import GapView, RunView
 
 _WHY = {
@@ -236,6 +237,8 @@ def _note(run: RunView) -> str:
     """What it waits for, or the error."""
     last = run.history.last
     match run.status:
+        case "waiting" if last is not None and waits_for_turn(last):
+            return "its turn, another one of its schedule goes on"
         case "waiting" if last is not None:
             steps = [run.history.waits[one] for one in last.on or [] if one in run.history.waits]
             first = waits_for(min(steps, key=lambda one: one.until)) if steps else ""

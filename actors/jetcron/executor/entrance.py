@@ -99,7 +99,7 @@ class Entrance:
             match decision:
                 case Enter(queue=left):
                     if await self._earlier_stands(claimed, standing, lane, due):
-                        return HandBack("an earlier occurrence has not been dealt with")
+                        return HandBack("an earlier occurrence has not been dealt with", soon=True)
                     await self._made_way(run, standing)
                     claimed.check()
                     change = self._lanes.change(

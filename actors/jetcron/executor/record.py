@@ -20,7 +20,7 @@ from jetcron.errors import NonRetriableError, PayloadTooLarge
 from jetcron.executor.claimed import Claimed
 from jetcron.executor.invoke import Outcome, Raised, Returned, Waiting, describe
 from jetcron.history import about
-from jetcron.lanes import LANE_STEP, Lanes, lane_for
+from jetcron.lanes import Lanes, lane_for, waits_for_turn
 from jetcron.metrics import Metrics
 from jetcron.settings import Settings
 from jetcron.waits import Waits
@@ -171,7 +171,7 @@ class Recorder:
                     now = self._clock.now()
                     await self._bus.store(dispatch.woken(self._names, run, turn=last.turn + 1, now=now))
                 lane = lane_for(run.function, run.run, run)
-                if lane is not None and LANE_STEP in (last.on or ()):
+                if lane is not None and waits_for_turn(last):
                     # Its turn may have come while it was leaving: who ended then saw it not held yet.
                     await self._lanes.pass_on(run.function, lane)
             case "completed" | "failed" | "cancelled":

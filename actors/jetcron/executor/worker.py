@@ -36,6 +36,7 @@ from jetcron_protocol.messages import Failure, JournalEntry, Run
 log = structlog.get_logger("jetcron.executor")
 
 HAND_BACK_SECONDS = 5.0
+SOON_SECONDS = 0.5
 _CLOCK_SLACK_MS = 1000
 
 
@@ -203,9 +204,9 @@ class Worker:
                         log.debug("settled", run=run.run, turn=run.turn, reason=reason)
                         await delivery.ack()
                         return None
-                    case HandBack(reason=reason):
+                    case HandBack(reason=reason, soon=soon):
                         log.debug("handed back", run=run.run, turn=run.turn, reason=reason)
-                        await delivery.hand_back(HAND_BACK_SECONDS)
+                        await delivery.hand_back(SOON_SECONDS if soon else HAND_BACK_SECONDS)
                         return None
             except WrongSequence:
                 await self._read(claimed)
