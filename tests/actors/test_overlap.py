@@ -321,6 +321,33 @@ async def test_one_whose_executor_died_before_it_went_in_is_waited_for(shared_na
         assert h.doing.began == [1, 2, 3]
 
 
+async def test_pausing_the_function_stops_the_queue_where_it_is(shared_nats: NatsServer) -> None:
+    async with house(shared_nats, "queue") as h:
+        await h.fire(1)
+        await h.began(1)
+        await h.fire(2, 3)
+        await h.waits(2)
+        await h.waits(3)
+        await h.client.functions.pause(F)
+        h.doing.end(1).set()
+        await h.ended("completed", 1)
+        ready = h.stack.names.run_ready(F)
+
+        async def released() -> list[str]:
+            return [run for run in await ready_runs() if run == h.runs[2].run]
+
+        async def ready_runs() -> list[str]:
+            return [decode(Run, one.payload).run for one in await h.stack.stored(h.stack.names.work, ready)]
+
+        await until(released, what="2 is ready")
+        assert h.doing.began == [1]
+        h.doing.end(2).set()
+        h.doing.end(3).set()
+        await h.client.functions.unpause(F)
+        await h.ended("completed", 2, 3)
+        assert h.doing.began == [1, 2, 3]
+
+
 async def test_one_that_waits_comes_by_itself_now_and_then(shared_nats: NatsServer) -> None:
     """Should whoever ended the run before it have died with nobody to do what follows."""
     with mock.patch("jetcron.executor.entrance.SOONEST_LOOK_MS", 300):

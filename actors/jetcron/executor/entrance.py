@@ -80,9 +80,10 @@ class Entrance:
             standing = await self._lanes.read(run.function, lane)
             if history.last is None:
                 # Read after the lane: what became of it since changes the lane, and then nothing of this is stored.
-                if await self._begun(run):
+                begun, left_out = await asyncio.gather(self._begun(run), self._left_out_before(run))
+                if begun:
                     raise WrongSequence(400, 10071, "somebody had it before, its journal says")
-                if await self._left_out_before(run):
+                if left_out:
                     await self._forget_waits(claimed)
                     return Acknowledge("it was left out: the ledger says so")
             free = standing.ended_at is not None
