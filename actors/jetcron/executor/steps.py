@@ -63,8 +63,9 @@ _LATER = 0.5
 at last, in seconds."""
 _AGAIN = 0.2
 _SEEN = 20
-_PATIENT, _REFUSALS = 10, 1000
-"""So many calls of steps are refused to code that is over before it is cancelled at each, and before it is stopped."""
+_PATIENT, _REFUSALS, _PAUSE = 10, 1000, 1.0
+"""So many calls of steps are refused to code that is over before it is cancelled at each; and before each takes so
+many seconds."""
 _WITHIN = "#/"
 """Between a step and one of its own steps; no id of a user's has a '#'."""
 _SCALARS = (bool, int, float, str, bytes)
@@ -292,12 +293,11 @@ class Steps:
     async def _refuse(self) -> None:
         """Code that is over calls a step. One that catches whatever is raised, in a loop, must come to an end too."""
         self._refused += 1
-        if self._refused > _REFUSALS:
-            log.error("code does not let go of a run that has left it", run=self._run.run)
-            await asyncio.get_running_loop().create_future()
-        await self._clock.sleep(0)
+        if self._refused == _REFUSALS:
+            log.error("code does not let go of its run, which has ended or left", run=self._run.run)
+        await self._clock.sleep(0 if self._refused < _REFUSALS else _PAUSE)
         task = asyncio.current_task()
-        if self._refused > _PATIENT and task is not None:
+        if _PATIENT < self._refused < _REFUSALS and task is not None:
             task.cancel()  # what it awaits between its calls
 
     async def _done(self, step: str, op: Op, target: str | None = None) -> StepResult | None:
