@@ -221,7 +221,6 @@ class Steps:
         event = met.event if met is not None else None
         stored = await self._storable(step, None if event is None else _fields(event))
         await self._record(step, "wait", started=opened.at, target=name, **stored)
-        await self._forget(opened)
         return event
 
     async def invoke(self, step: str, function: str, data: Any, timeout: timedelta) -> Any:
@@ -250,7 +249,6 @@ class Steps:
         if met is not None and met.outcome == "completed":
             result = await self._outcome(met)
             await self._record(step, "invoke", **about, **await self._storable(step, result))
-            await self._forget(opened)
             return result
         if met is None:
             error = Failure(
@@ -260,7 +258,6 @@ class Steps:
         else:
             error = met.error or Failure(type=met.outcome or "failed", message="")
         await self._record(step, "invoke", error=error, **about)
-        await self._forget(opened)
         raise StepError(step, error.type, error.message, error.traceback)
 
     async def send(self, step: str, events: Callable[[], Sequence[messages.Event]]) -> None:
@@ -367,11 +364,15 @@ class Steps:
         return self._history.waits[step]
 
     async def _append(self, kind: str, *, step: str, **what: Any) -> int:
-        """Append to the journal; how many steps are done by then."""
+        """Append to the journal; how many steps are done by then. What a finished step waited for is forgotten."""
         self._check_running(step)
+        opened = self._history.waits.get(step) if kind == "step" else None
+        over = opened.wait if opened is not None else None
         try:
             return await self._claimed.append(
-                self._claimed.entry(kind, step=step, **what), most=self._settings.max_journal
+                self._claimed.entry(kind, step=step, **what),
+                most=self._settings.max_journal,
+                then=None if over is None else lambda: self._forget(over),
             )
         except PayloadTooLarge as error:
             self._break(
@@ -558,11 +559,15 @@ class Steps:
         assert subject is not None
         return await self._surely(lambda: self._tools.waits.look(subject))
 
-    async def _forget(self, opened: OpenStep) -> None:
-        """Its wait is over: an event must not find it any more. It would only wake the run for nothing."""
-        subject = opened.wait
-        assert subject is not None
-        await self._surely(lambda: self._tools.waits.close(subject))
+    async def _forget(self, subject: str) -> None:
+        """A wait is over: an event must not find it any more. It would only wake the run for nothing."""
+        while not self._claimed.lease.expired(self._claimed.identity):
+            try:
+                await self._tools.waits.close(subject)
+                return
+            except TryAgain as error:
+                log.debug("trying again", run=self._run.run, reason=str(error))
+                await self._clock.sleep(_AGAIN)
 
     async def _keep(self) -> None:
         """Keep those that wait; what breaks this breaks their waiting."""
