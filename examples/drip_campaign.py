@@ -50,7 +50,8 @@ async def welcome(ctx: Context, user: User) -> str:
 
     async def mail(subject: str) -> bool:
         """Whether the mail was sent: never to one who has unsubscribed."""
-        return await ctx.step.run(subject, send_mail, f"{ctx.run_id} {subject}", user, subject)
+        sent: bool = await ctx.step.run(subject, send_mail, f"{ctx.run_id} {subject}", user, subject)
+        return sent
 
     # What may be another at every replay, such as the time, is asked for in a step.
     joined = await ctx.step.run("joined", now)

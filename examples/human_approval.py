@@ -1,7 +1,7 @@
 """A purchase that a human must approve: asked, reminded, and, should nothing come, passed on to the next one up.
 
-Shows two events waited for side by side, the first of which counts; a branch that sleeps and presses meanwhile; and
-another function invoked for the action, with its own retries and its own history.
+Shows two events waited for side by side, the first of which counts; a branch that asks, sleeps and reminds meanwhile;
+and another function invoked for the action, with its own retries and its own history.
 
     APPROVAL_DAY=10 jetcron dev examples.human_approval:app
 
@@ -54,12 +54,11 @@ class Purchase(BaseModel):
 async def approve(ctx: Context, purchase: Purchase) -> str:
     """Ask, wait, and do what the answer says."""
     text = f"{purchase.what} for {purchase.cost}, says {purchase.by} ({purchase.request})"
-    await ctx.step.run("ask", mail, f"{ctx.run_id} ask", MANAGER, f"may we buy {text}?")
     async with asyncio.TaskGroup() as group:
-        # The wait for an answer is open all the time, so that none is missed; the pressing goes on beside it.
-        pressing = group.create_task(press(ctx, text))
+        # One wait, open all the while, and the asking beside it: between two waits an answer would be missed.
+        asking = group.create_task(ask(ctx, text))
         answer = await first_answer(ctx, purchase.request)
-        pressing.cancel()
+        asking.cancel()
 
     match answer:
         case None:
@@ -76,8 +75,9 @@ async def approve(ctx: Context, purchase: Purchase) -> str:
     return outcome
 
 
-async def press(ctx: Context, text: str) -> None:
-    """Remind the manager, then go over the manager's head. Cancelled when there is an answer."""
+async def ask(ctx: Context, text: str) -> None:
+    """Ask the manager, remind the manager, go over the manager's head. Cancelled when there is an answer."""
+    await ctx.step.run("ask", mail, f"{ctx.run_id} ask", MANAGER, f"may we buy {text}?")
     await ctx.step.sleep("a day's patience", REMIND_AFTER)
     await ctx.step.run("remind", mail, f"{ctx.run_id} remind", MANAGER, f"still waiting: {text}")
     await ctx.step.sleep("another day's", ESCALATE_AFTER)

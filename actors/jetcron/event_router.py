@@ -16,6 +16,7 @@ from jetcron.clock import Clock
 from jetcron.dead_letters import bury
 from jetcron.endings import Endings
 from jetcron.errors import TryAgain
+from jetcron.history import status_of
 from jetcron.many import each
 from jetcron.process import Process
 from jetcron.settings import Settings
@@ -200,15 +201,18 @@ class EventRouter:
                     return
                 if wait.purpose == "cancel":
                     text = f"the event {event.name!r} ({event.id}) cancels it"
-                    await self._endings.cancel(
+                    ended = await self._endings.cancel(
                         wait.function, wait.run, Failure(type="CancelledByEvent", message=text)
                     )
+                    if ended is not None and status_of(ended.last) == "cancelled":
+                        log.debug("cancelled", name=event.name, function=wait.function, run=wait.run)
                     await self._waits.close(stored.subject)  # though the run had ended before
                     return
                 if not await self._waits.meet(stored, wait, Met(at=self._clock.now(), event=event)):
                     return
             elif wait.met.event is None or wait.met.event.id != event.id:
                 return  # another event was first
+            log.debug("met", name=event.name, function=wait.function, run=wait.run, step=wait.step)
             await self._waits.wake(wait)
 
         await each(wake, await self._waits.found_by(event))

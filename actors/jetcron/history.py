@@ -29,7 +29,7 @@ class History:
     `attempt` counts what the retry policy counts, from 0; `lost` the attempts lost in a row with nothing recorded
     since; `claim` is the last claim, when the run is claimed now. `steps` are those that are done, in the order
     they were recorded, `waits` those that have begun and wait. `size` is what the entries take, in bytes.
-    `reopened` is the turn at which the run had failed and was begun again, 0 if it never was.
+    `reopened` is the turn at which the run had failed and was begun again, `reopened_at` when; 0 if it never was.
     """
 
     sequence: int = 0
@@ -40,6 +40,7 @@ class History:
     lost: int = 0
     size: int = 0
     reopened: int = 0
+    reopened_at: int = 0
     attempts: tuple[Attempt, ...] = ()
     steps: dict[str, StepResult] = field(default_factory=dict)
     waits: dict[str, OpenStep] = field(default_factory=dict)
@@ -103,6 +104,7 @@ def step(history: History, sequence: int, entry: JournalEntry) -> History:
             else:
                 history.attempt = entry.attempt
                 history.reopened = entry.turn
+                history.reopened_at = entry.at
                 _take_folded(history, entry)
         case "completed" | "failed" | "cancelled":
             history.claim = None

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -15,11 +16,15 @@ import pytest_asyncio
 
 from jetcron import App, Context, Event
 from jetcron.client import Client
+from jetcron_protocol.codec import encode
+from jetcron_protocol.messages import DeadLetter, Run
 from tests.support.command_line import acall, on_a_terminal, running
 from tests.support.nats_server import NatsServer
 from tests.support.stack import FAST, Stack, until
 
 NOBODY = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
+CONTROLS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
+"""What moves a terminal's cursor."""
 
 
 @dataclass
@@ -409,3 +414,33 @@ async def test_replay_asks_on_a_terminal(shop: Shop, answer: str, exit_code: int
     assert "Send all 2 again? [y/N]" in shown
     assert ("2 of 2 sent again" in shown) is (left == 0)
     assert len(await shop.client.dead.list()) == left
+
+
+async def test_what_many_letters_became_is_not_mixed_with_the_bar(shop: Shop) -> None:
+    names = shop.stack.names
+    for number in range(60):
+        body = encode(
+            Run(run=f"R{number}", function="shop.double", trigger="manual", fire_at=1, payload=number)
+        )
+        letter = DeadLetter(
+            letter="failed",
+            reason="ValueError: no",
+            at=1,
+            subject=names.run_ready("shop.double"),
+            stream=names.work,
+            sequence=number,
+            size=len(body),
+            body=body,
+            function="shop.double",
+            run=f"R{number}",
+        )
+        subject = names.dead_letter("failed", "shop", "double", letter.run or "")
+        await shop.stack.bus.publish(subject, encode(letter))
+    arguments = ("dead", "replay", "--kind", "failed")
+    code, shown = await on_a_terminal(*arguments, cwd=shop.folder, answer="y\n", **environment())
+    assert code == 0, shown
+    assert "sent again" in shown
+    completed = await shop.stack.journal.wait("completed", 60, function="shop.double")
+    told = {line.strip() for line in CONTROLS.sub("\n", shown).splitlines()}
+    assert {entry.run for entry in completed} <= told, "an id is not on a line of its own"
+    assert await shop.client.dead.list() == []

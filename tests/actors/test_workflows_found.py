@@ -8,6 +8,8 @@ import pytest
 import pytest_asyncio
 
 from jetcron import Context
+from jetcron_protocol.codec import decode
+from jetcron_protocol.messages import JournalEntry
 from tests.support.faults import Die
 from tests.support.nats_server import NatsServer
 from tests.support.stack import PATIENCE, until
@@ -133,3 +135,26 @@ async def test_a_wait_whose_executor_dies_beside_it_is_forgotten_with_its_run(
     await handle.result(PATIENCE)
     assert len(tries) == 2
     assert await stage.stack.bus.subjects(names.journal, names.waits_of(handle.id)) == []
+
+
+async def test_a_wait_whose_branch_is_cancelled_as_it_ends_is_forgotten(stage: Stage) -> None:
+    """Nobody removed what its branch would have removed next."""
+    names = stage.stack.names
+
+    async def code(ctx: Context, _: Any) -> list[str]:
+        async def waits() -> None:
+            await ctx.step.wait_for_event("go", "cancelled.go", timeout=0.02)
+
+        waiting = asyncio.create_task(waits())
+        async with stage.stack.bus.listen(names.journal_of(ctx.function_id, ctx.run_id)) as heard:
+            while True:
+                _, payload = await heard.get()
+                if decode(JournalEntry, payload).entry == "step":
+                    waiting.cancel()
+                    break
+        await asyncio.wait([waiting])
+        return [ctx.run_id, str(waiting.cancelled())]
+
+    run, cancelled = await stage.result(code, on=f"{HERE}.once")
+    assert cancelled == "True"
+    assert await stage.stack.bus.subjects(names.journal, names.waits_of(run)) == []

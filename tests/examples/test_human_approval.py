@@ -67,7 +67,7 @@ async def test_the_first_answer_counts(shared_nats: NatsServer, monkeypatch: pyt
         assert bought.entry.about.parent == coffee.id
 
 
-async def test_silence_is_pressed_passed_on_and_in_the_end_taken_for_no(
+async def test_silence_is_reminded_passed_on_and_in_the_end_taken_for_no(
     shared_nats: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with playing(shared_nats, human_approval, monkeypatch, travelling=True) as play:
@@ -84,10 +84,10 @@ async def test_silence_is_pressed_passed_on_and_in_the_end_taken_for_no(
 
 
 @pytest.mark.parametrize("days", [1.5, 2.5])
-async def test_answered_after_it_was_pressed(
+async def test_answered_after_a_reminder(
     days: float, shared_nats: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody is pressed any more, however long the rest takes."""
+    """Nobody is reminded any more, however long the rest takes."""
     async with playing(shared_nats, human_approval, monkeypatch, travelling=True) as play:
         (coffee,) = await requested(play, COFFEE)
         await play.forward(days * DAY)

@@ -1,5 +1,6 @@
 """An order is fulfilled, or undone: whatever fails, whoever dies, whenever it is called off."""
 
+import threading
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 
 from examples import order_saga
-from jetcron import Retry
+from jetcron import NonRetriableError, Retry
 from jetcron.runs import RunHandle
 from jetcron_protocol.codec import decode
 from jetcron_protocol.messages import Event as WireEvent
@@ -85,6 +86,34 @@ async def test_called_off_while_it_waits(shared_nats: NatsServer, monkeypatch: p
         # Told twice, as by a customer who clicks twice: nothing more happens.
         await play.result("call_off", "order.cancelled", CANCELLED)
         assert done(play, CALLED_OFF) == undone
+
+
+async def test_called_off_while_the_card_is_charged(
+    shared_nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that charges cannot be stopped; but when it comes to it, the order has been called off."""
+    charging, go, refused = threading.Event(), threading.Event(), threading.Event()
+    charge = order_saga.charge_card
+
+    def slow(order: order_saga.Order) -> order_saga.Charge:
+        charging.set()
+        go.wait(PATIENCE)
+        try:
+            return charge(order)
+        except NonRetriableError:
+            refused.set()
+            raise
+
+    monkeypatch.setattr(order_saga, "charge_card", slow)
+    async with playing(shared_nats, order_saga, monkeypatch) as play:
+        handle = await placed(play, CALLED_OFF)
+        await until(charging.is_set)
+        await play.result("call_off", "order.cancelled", CANCELLED)
+        await play.stack.journal.wait("cancelled", run=handle.id)
+        go.set()
+        await until(refused.is_set)
+        assert done(play, CALLED_OFF) == ["stock", "undo shipment", "undo card", "undo stock"]
+        assert await handle.status() == "cancelled"
 
 
 @pytest.mark.usefixtures("at_once")

@@ -140,6 +140,9 @@ async def on_a_terminal(
 ) -> tuple[int, str]:
     """Run `jetcron` on a terminal of its own, `answer` typed into it; its exit code and all it showed, plain."""
     ours, theirs = os.openpty()
+    environment = clean_environment(TERM="xterm", **env)
+    for variable in ("COLUMNS", "LINES", "NO_COLOR"):
+        environment.pop(variable, None)  # of whoever runs the tests
     try:
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, width, 0, 0))
         process = await asyncio.create_subprocess_exec(
@@ -148,7 +151,7 @@ async def on_a_terminal(
             "jetcron",
             *arguments,
             cwd=cwd,
-            env=clean_environment(TERM="xterm", **env),
+            env=environment,
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,

@@ -26,6 +26,8 @@ Code = Callable[..., Awaitable[Any]]
 QUICK = Retry(attempts=3, waits=[0.02], jitter=0)
 """Three attempts, nearly at once."""
 AWAY, HERE = "away", "here"
+LOSSES = {"ack_wait": 1.0, "executor_ttl": 1.0, "executor_beat": 0.2}
+"""Settings under which a dead executor is found dead within two seconds."""
 
 
 @dataclass
@@ -34,8 +36,9 @@ class Stage:
 
     stack: Stack
     client: Client
-    apps: dict[str, App]
-    executors: dict[str, Running]
+    functions: Mapping[str, "Options"]
+    apps: dict[str, App] = field(default_factory=dict)
+    executors: dict[str, Running] = field(default_factory=dict)
     codes: dict[int, Code] = field(default_factory=dict)
     _numbers: "count[int]" = field(default_factory=count)
 
@@ -72,6 +75,19 @@ class Stage:
         """Wait until so many steps of a run have begun to wait."""
         return await self.stack.journal.wait("opened", times, run=handle.id)
 
+    async def add(self, name: str) -> Running:
+        """Register an app of this name and start an executor of it."""
+        app = self.apps[name] = App(name)
+
+        async def play(ctx: Context, data: Any = None) -> Any:
+            return await self.codes[data["code"]](ctx, data["data"])
+
+        for id, options in {"once": {"retries": 0}, "again": {"retry": QUICK}, **self.functions}.items():
+            app.function(id=id, **options)(play)
+        await self.stack.register(app)
+        self.executors[name] = await self.execute(name)
+        return self.executors[name]
+
     async def restart(self, app: str) -> None:
         """Kill the executor of an app and start another."""
         await self.executors[app].kill()
@@ -79,7 +95,7 @@ class Stage:
 
     async def execute(self, app: str) -> Running:
         """Start an executor of an app."""
-        return await self.stack.execute(self.apps[app], short_wait=0.0 if app == AWAY else 60.0)
+        return await self.stack.execute(self.apps[app], short_wait=60.0 if app == HERE else 0.0)
 
 
 Options = Mapping[str, Any]
@@ -92,21 +108,9 @@ async def stage_of(
     """A stage whose apps have the functions `once`, that has no retries, `again`, that has two, and these."""
     async with Stack(server, **settings) as stack, Client(stack.settings) as client:
         await stack.start("cron-sync", "event-router")
-        stage = Stage(stack, client, {}, {})
+        stage = Stage(stack, client, functions or {})
         for name in (AWAY, HERE):
-            app = stage.apps[name] = App(name)
-
-            async def play(ctx: Context, data: Any = None) -> Any:
-                return await stage.codes[data["code"]](ctx, data["data"])
-
-            for id, options in {
-                "once": {"retries": 0},
-                "again": {"retry": QUICK},
-                **(functions or {}),
-            }.items():
-                app.function(id=id, **options)(play)
-            await stack.register(stage.apps[name])
-            stage.executors[name] = await stage.execute(name)
+            await stage.add(name)
         yield stage
 
 
@@ -147,4 +151,16 @@ async def all_of(handles: Sequence[RunHandle]) -> list[Any]:
     return list(await asyncio.gather(*(handle.result(PATIENCE) for handle in handles)))
 
 
-__all__ = ["AWAY", "HERE", "QUICK", "Calls", "Stage", "all_of", "ops", "outcomes", "stage_of", "until"]
+__all__ = [
+    "AWAY",
+    "HERE",
+    "LOSSES",
+    "QUICK",
+    "Calls",
+    "Stage",
+    "all_of",
+    "ops",
+    "outcomes",
+    "stage_of",
+    "until",
+]

@@ -176,7 +176,8 @@ def _send(numbers: Sequence[int], *, gone_is_done: bool) -> int:
     def told(one: Replayed) -> None:
         nonlocal missed
         if one.error is None:
-            typer.echo(one.sent)
+            # A bar may have taken stdout over; an echo would go past it.
+            sys.stdout.write(f"{one.sent}\n")
         elif not (gone_is_done and isinstance(one.error, NotFound)):
             output.say(f"[red]{output.escape(str(one.error))}[/red]")
             missed += 1

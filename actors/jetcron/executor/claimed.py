@@ -4,7 +4,7 @@ Owns the attempt's view of its own journal. Who lost the run, or whose code has 
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +43,7 @@ class Claimed:
     lost: bool = False
     ended: bool = False
     recording: set["asyncio.Task[int]"] = field(default_factory=set)
+    tidying: set["asyncio.Task[None]"] = field(default_factory=set)
     executing: "asyncio.Task[Any] | None" = None
     interrupted: Signal | None = None
     """Why we cancelled its code, if we did."""
@@ -98,8 +99,14 @@ class Claimed:
             if self.executing is not None:
                 self.executing.cancel()
 
-    async def append(self, entry: JournalEntry, *, most: int) -> int:
-        """Append while the code runs; how many steps are done by then.
+    async def append(
+        self,
+        entry: JournalEntry,
+        *,
+        most: int,
+        then: Callable[[], Coroutine[Any, Any, None]] | None = None,
+    ) -> int:
+        """Append while the code runs; how many steps are done by then. Once it stands, `then` begins.
 
         Raises `LeaseLost` when it cannot be known to stand, `PayloadTooLarge` as `RunJournal.append`.
         """
@@ -109,6 +116,8 @@ class Claimed:
         # unknown, and with it the sequence the next one must expect.
         append = asyncio.create_task(self.journal.append(entry, most=most), context=OUTSIDE.copy())
         self.recording.add(append)
+        if then is not None:
+            append.add_done_callback(lambda done: self._go_on(done, then))
         try:
             return await asyncio.shield(append)
         except (WrongSequence, Unconfirmed):
@@ -116,6 +125,12 @@ class Claimed:
         except PayloadTooLarge:
             self.recording.discard(append)
             raise
+
+    def _go_on(self, append: "asyncio.Task[int]", then: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Of no concern to the code, which may be cancelled meanwhile."""
+        if not append.cancelled() and append.exception() is None:
+            tidying = asyncio.get_running_loop().create_task(then(), context=OUTSIDE.copy())
+            self.tidying.add(tidying)
 
     async def settle(self) -> None:
         """The user's code has ended: wait for what it left being recorded, and let it record nothing more.
@@ -125,3 +140,5 @@ class Claimed:
         self.ended = True
         for append in self.recording:
             await append
+        for tidying in self.tidying:
+            await tidying

@@ -7,7 +7,7 @@ import asyncio
 import traceback
 from collections.abc import Coroutine
 from dataclasses import dataclass
-from types import TracebackType
+from types import FrameType
 from typing import Any
 
 import anyio
@@ -15,7 +15,7 @@ import anyio
 from jetcron.app import FunctionDefinition
 from jetcron.context import Context
 from jetcron.dispatch import storable
-from jetcron.errors import PayloadInvalid, Signal, signal_in
+from jetcron.errors import JetcronError, PayloadInvalid, Signal, signal_in
 from jetcron.executor.threads import call
 from jetcron_protocol.messages import Failure
 
@@ -104,23 +104,34 @@ def describe(error: BaseException) -> Failure:
     if not text and isinstance(error, SystemExit):
         text = "the code called sys.exit"
     # Data that did not fit was refused by us, before the user's code: there is no frame to show.
-    trace = None if isinstance(error, PayloadInvalid) else _users_part(error.__traceback__)
-    lines = traceback.format_exception(kind, error, trace)
+    trace = None if isinstance(error, PayloadInvalid) else error.__traceback__
+    told = traceback.TracebackException(kind, error, trace, compact=True)
+    _leave_out_ours(told, error)
     return Failure(
         type=storable(name),
         message=storable(text)[:_MAX_MESSAGE],
-        traceback=storable("".join(lines))[-_MAX_TRACEBACK:],
+        traceback=storable("".join(told.format()))[-_MAX_TRACEBACK:],
     )
 
 
-def _users_part(trace: TracebackType | None) -> TracebackType | None:
-    """Leave out the frames above the user's code: ours, and those of the thread pool."""
-    first = trace
-    while first is not None and _is_ours(first):
-        first = first.tb_next
-    return first or trace
+def _leave_out_ours(told: traceback.TracebackException | None, error: BaseException | None) -> None:
+    """Of an error and those behind it, leave out the frames around the user's code: ours, the thread pool's.
+
+    Where something below that code failed they stay, unless we raised it on purpose: its text says all there is.
+    """
+    if told is None or error is None:
+        return
+    ours = [_is_ours(frame) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if len(told.stack) == len(ours) and not all(ours):
+        below = len(ours) if isinstance(error, JetcronError) else len(ours) - ours[::-1].index(False)
+        told.stack[:] = [frame for place, frame in enumerate(told.stack) if place >= below or not ours[place]]
+    _leave_out_ours(told.__cause__, error.__cause__)
+    _leave_out_ours(told.__context__, error.__context__)
+    if isinstance(error, BaseExceptionGroup):
+        for one, inner in zip(told.exceptions or (), error.exceptions, strict=False):
+            _leave_out_ours(one, inner)
 
 
-def _is_ours(trace: TracebackType) -> bool:
-    module = str(trace.tb_frame.f_globals.get("__name__", ""))
+def _is_ours(frame: FrameType) -> bool:
+    module = str(frame.f_globals.get("__name__", ""))
     return module.split(".")[0] in ("jetcron", "anyio")

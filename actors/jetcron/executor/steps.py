@@ -63,8 +63,9 @@ _LATER = 0.5
 at last, in seconds."""
 _AGAIN = 0.2
 _SEEN = 20
-_PATIENT, _REFUSALS = 10, 1000
-"""So many calls of steps are refused to code that is over before it is cancelled at each, and before it is stopped."""
+_PATIENT, _REFUSALS, _PAUSE = 10, 1000, 1.0
+"""So many calls of steps are refused to code that is over before it is cancelled at each; and before each takes so
+many seconds."""
 _WITHIN = "#/"
 """Between a step and one of its own steps; no id of a user's has a '#'."""
 _SCALARS = (bool, int, float, str, bytes)
@@ -220,7 +221,6 @@ class Steps:
         event = met.event if met is not None else None
         stored = await self._storable(step, None if event is None else _fields(event))
         await self._record(step, "wait", started=opened.at, target=name, **stored)
-        await self._forget(opened)
         return event
 
     async def invoke(self, step: str, function: str, data: Any, timeout: timedelta) -> Any:
@@ -249,7 +249,6 @@ class Steps:
         if met is not None and met.outcome == "completed":
             result = await self._outcome(met)
             await self._record(step, "invoke", **about, **await self._storable(step, result))
-            await self._forget(opened)
             return result
         if met is None:
             error = Failure(
@@ -259,7 +258,6 @@ class Steps:
         else:
             error = met.error or Failure(type=met.outcome or "failed", message="")
         await self._record(step, "invoke", error=error, **about)
-        await self._forget(opened)
         raise StepError(step, error.type, error.message, error.traceback)
 
     async def send(self, step: str, events: Callable[[], Sequence[messages.Event]]) -> None:
@@ -292,12 +290,11 @@ class Steps:
     async def _refuse(self) -> None:
         """Code that is over calls a step. One that catches whatever is raised, in a loop, must come to an end too."""
         self._refused += 1
-        if self._refused > _REFUSALS:
-            log.error("code does not let go of a run that has left it", run=self._run.run)
-            await asyncio.get_running_loop().create_future()
-        await self._clock.sleep(0)
+        if self._refused == _REFUSALS:
+            log.error("code does not let go of its run, which has ended or left", run=self._run.run)
+        await self._clock.sleep(0 if self._refused < _REFUSALS else _PAUSE)
         task = asyncio.current_task()
-        if self._refused > _PATIENT and task is not None:
+        if _PATIENT < self._refused < _REFUSALS and task is not None:
             task.cancel()  # what it awaits between its calls
 
     async def _done(self, step: str, op: Op, target: str | None = None) -> StepResult | None:
@@ -367,11 +364,15 @@ class Steps:
         return self._history.waits[step]
 
     async def _append(self, kind: str, *, step: str, **what: Any) -> int:
-        """Append to the journal; how many steps are done by then."""
+        """Append to the journal; how many steps are done by then. What a finished step waited for is forgotten."""
         self._check_running(step)
+        opened = self._history.waits.get(step) if kind == "step" else None
+        over = opened.wait if opened is not None else None
         try:
             return await self._claimed.append(
-                self._claimed.entry(kind, step=step, **what), most=self._settings.max_journal
+                self._claimed.entry(kind, step=step, **what),
+                most=self._settings.max_journal,
+                then=None if over is None else lambda: self._forget(over),
             )
         except PayloadTooLarge as error:
             self._break(
@@ -558,11 +559,15 @@ class Steps:
         assert subject is not None
         return await self._surely(lambda: self._tools.waits.look(subject))
 
-    async def _forget(self, opened: OpenStep) -> None:
-        """Its wait is over: an event must not find it any more. It would only wake the run for nothing."""
-        subject = opened.wait
-        assert subject is not None
-        await self._surely(lambda: self._tools.waits.close(subject))
+    async def _forget(self, subject: str) -> None:
+        """A wait is over: an event must not find it any more. It would only wake the run for nothing."""
+        while not self._claimed.lease.expired(self._claimed.identity):
+            try:
+                await self._tools.waits.close(subject)
+                return
+            except TryAgain as error:
+                log.debug("trying again", run=self._run.run, reason=str(error))
+                await self._clock.sleep(_AGAIN)
 
     async def _keep(self) -> None:
         """Keep those that wait; what breaks this breaks their waiting."""

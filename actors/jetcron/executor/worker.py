@@ -223,7 +223,8 @@ class Worker:
                 await self._recorder.cancel(claimed, Failure(type="StartTimeout", message=text))
                 return True
         if definition.deadline is not None:
-            claimed.deadline = due + definition.deadline // MILLISECOND
+            # Who begins a run again that had failed gives it its whole time once more.
+            claimed.deadline = (history.reopened_at or due) + definition.deadline // MILLISECOND
             if now >= claimed.deadline:
                 error = describe(deadline_exceeded(definition))
                 await self._recorder.fail(claimed, error, "its deadline passed")
