@@ -192,17 +192,29 @@ def check(policy: Overlap, found: Account) -> None:
 
 @pytest.mark.parametrize("seed", [1, 2])
 async def test_every_occurrence_is_accounted_for(seed: int, shared_nats: NatsServer) -> None:
+    await weather(shared_nats, seed)
+
+
+async def test_the_server_may_be_killed_too(nats: NatsServer) -> None:
+    await weather(nats, 3, kills=(4, 8), storage="file")
+
+
+async def weather(server: NatsServer, seed: int, *, kills: tuple[int, ...] = (), **more: Any) -> None:
+    """Let it storm for `ROUNDS` seconds, in some of which the server is killed; then account for everything."""
     chance, watched = random.Random(seed), Watched()
     app = declare(chance, watched)
-    settings: dict[str, Any] = {"ack_wait": 1.0, "executor_ttl": 1.0, "executor_beat": 0.2}
-    async with Stack(shared_nats, **settings) as stack:
+    settings: dict[str, Any] = {"ack_wait": 1.0, "executor_ttl": 1.0, "executor_beat": 0.2} | more
+    async with Stack(server, **settings) as stack:
         ticks = await stack.start("cron-tick", copies=2)
         await stack.start("cron-sync", "health-checker")
         await stack.register(app)
         storm = Storm(stack, app, chance)
         await storm.more()
-        for _ in range(ROUNDS):
+        for number in range(ROUNDS):
             await asyncio.sleep(1)  # the schedules' own pace
+            if number in kills:
+                await server.restart(kill=True)
+                continue
             await storm.strike()
             await storm.more()
         for tick in ticks:
