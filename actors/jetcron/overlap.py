@@ -63,8 +63,8 @@ def decide(
 
     `lane` as it stands; `ended_at` is when the run that has it ended, None while that goes on, 0 if it is forgotten;
     `queue` are those that wait, without the first ones that have ended. Ids of runs sort by the times of their
-    occurrences. `begun`: the run was executed before (a user began it again after it failed): it is no occurrence
-    that could be left out, so it waits whatever the policy.
+    occurrences. `begun`: it has a journal, for it waits already, or was executed and a user began it again after it
+    failed. It is no occurrence any more that could be left out, so it waits whatever the policy.
     """
     others = tuple(one for one in queue if one != run)
     if lane is None or lane.run == run:

@@ -16,7 +16,7 @@ from jetcron.dispatch import new_run
 from jetcron_protocol.codec import decode
 from jetcron_protocol.messages import Gap, Lane, Overlap, Run, Schedule
 from tests.support.nats_server import NatsServer
-from tests.support.stack import Entry, Running, Stack, take, until
+from tests.support.stack import PATIENCE, Entry, Running, Stack, take, until
 
 F = "lane.f"
 NEVER = "0 0 29 2 *"
@@ -186,6 +186,17 @@ async def test_what_is_left_out_waits_for_nothing_that_would_cancel_it(shared_na
         assert len(before) == 1
         h.doing.end(1).set()
         await h.ended("completed", 1)
+
+
+async def test_an_archived_function_leaves_no_lane(shared_nats: NatsServer) -> None:
+    async with house(shared_nats, "skip") as h:
+        h.doing.end(1).set()
+        await h.fire(1)
+        await h.ended("completed", 1)
+        await h.settled()
+        assert (await h.lane()).run == h.runs[1].run
+        await h.client.functions.archive(F, wait=PATIENCE)
+        assert await h.stack.stored(h.stack.names.journal, h.stack.names.lane_all) == []
 
 
 async def test_skip_goes_by_the_time_of_an_occurrence_not_by_when_there_was_room(
