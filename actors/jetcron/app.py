@@ -214,8 +214,9 @@ class App:
         the runs at one time over all executors. `cancel_on` events cancel runs. `on_failure` is called with
         (ctx) or (ctx, failed) when a run has failed for good, in a run of its own, with retries; `failed` has
         ``function``, ``run``, ``error`` (``type``, ``message``), ``attempts`` and ``data``, that of the failed
-        run. `jitter`, `catch_up`, `timezone` and `dst` are for `cron`. `keep` is how long a finished run is
-        remembered (an hour at least). Any `overlap` but ``allow`` is not available in this version and refused.
+        run, or None if it is so large that it does not fit beside the rest. `jitter`, `catch_up`, `timezone` and
+        `dst` are for `cron`. `keep` is how long a finished run is remembered (an hour at least). Any `overlap` but
+        ``allow`` is not available in this version and refused.
 
         The function takes `ctx`, or `ctx` and the event's data, validated if the second parameter is
         annotated. A run started by cron has no data: give such a parameter a default or a type that takes
