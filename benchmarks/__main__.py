@@ -6,17 +6,23 @@ from pathlib import Path
 
 import uvloop
 
-from benchmarks import lateness, memory, steps, throughput
+from benchmarks import lateness, memory, schedules, steps, throughput
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument(
-        "what", nargs="*", choices=["throughput", "lateness", "memory", "steps", "waits", []], default=[]
+        "what",
+        nargs="*",
+        choices=["throughput", "lateness", "memory", "schedules", "steps", "waits", []],
+        default=[],
     )
     parser.add_argument("--seconds", type=int, default=300, help="how long ten functions fire each second")
+    parser.add_argument(
+        "--schedules", type=int, default=schedules.COUNT, help="how many schedules are created"
+    )
     arguments = parser.parse_args()
-    wanted = arguments.what or ["throughput", "lateness", "memory", "steps", "waits"]
+    wanted = arguments.what or ["throughput", "lateness", "memory", "schedules", "steps", "waits"]
     with tempfile.TemporaryDirectory() as folder:
         if "throughput" in wanted:
             throughput.run(str(Path(folder) / "throughput"))
@@ -28,6 +34,8 @@ def main() -> None:
             uvloop.run(steps.measure_steps(str(Path(folder) / "steps")))
         if "waits" in wanted:
             uvloop.run(steps.measure_waits(str(Path(folder) / "waits")))
+        if "schedules" in wanted:
+            schedules.run(arguments.schedules)
 
 
 main()

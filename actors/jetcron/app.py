@@ -220,10 +220,11 @@ class App:
         the runs at one time over all executors. `cancel_on` events cancel runs. `on_failure` is called with
         (ctx) or (ctx, failed) when a run has failed for good, in a run of its own, with retries; `failed` has
         ``function``, ``run``, ``error`` (``type``, ``message``), ``attempts`` and ``data``, that of the failed
-        run. `jitter`, `catch_up`, `overlap`, `timezone` and `dst` are for `cron`. `overlap` is what becomes of an
-        occurrence whose time comes while the one before it goes on, its waits and retries included: ``allow``
-        runs it too, ``skip`` leaves it out (the ledger says so), ``queue`` lets it wait, ``cancel_running`` ends
-        the other one. `keep` is how long a finished run is remembered (an hour at least).
+        run, or None if it is so large that it does not fit beside the rest. `jitter`, `catch_up`, `overlap`,
+        `timezone` and `dst` are for `cron`. `overlap` is what becomes of an occurrence whose time comes while the
+        one before it goes on, its waits and retries included: ``allow`` runs it too, ``skip`` leaves it out (the
+        ledger says so), ``queue`` lets it wait, ``cancel_running`` ends the other one. `keep` is how long a
+        finished run is remembered (an hour at least).
 
         The function takes `ctx`, or `ctx` and the event's data, validated if the second parameter is
         annotated. A run started by cron has no data: give such a parameter a default or a type that takes

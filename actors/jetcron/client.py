@@ -22,6 +22,7 @@ from jetcron.events import Event, check_sendable, store_events, to_wire
 from jetcron.registration import order
 from jetcron.replay import DeadLetters
 from jetcron.runs import RunHandle, Runs
+from jetcron.schedules import Schedules
 from jetcron.settings import Settings
 from jetcron.waits import Waits
 from jetcron_protocol.codec import decode
@@ -45,6 +46,7 @@ class Client:
     def __init__(self, settings: Settings | None = None, *, clock: Clock | None = None) -> None:
         self._bus = Bus(settings or Settings.load(), clock=clock, name="jetcron client")
         self.functions = Functions(self._bus)
+        self.schedules = Schedules(self._bus)
         self.runs = Runs(self._bus)
         self.dead = DeadLetters(self._bus)
 

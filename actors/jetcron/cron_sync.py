@@ -16,7 +16,9 @@ from jetcron.clock import Clock
 from jetcron.cron import CronError
 from jetcron.dead_letters import bury
 from jetcron.errors import PayloadTooLarge, TopologyMismatch, TryAgain, WrongSequence
+from jetcron.following import Following
 from jetcron.many import each
+from jetcron.orders import Orders, Refused
 from jetcron.process import FATAL, Process
 from jetcron.registry import Applied, Held, Registry
 from jetcron.retirement import Retirement
@@ -28,7 +30,6 @@ from jetcron_protocol.messages import (
     Function,
     FunctionState,
     Replaced,
-    Schedule,
     SyncCommand,
     SyncReply,
 )
@@ -38,16 +39,11 @@ log = structlog.get_logger("jetcron.cron-sync")
 
 _TRIES = 5
 _PAUSE = 0.2
+_LONGEST_REASON = 64 * 1024
+"""Characters of a refusal in its dead letter: hundreds of schedules may each have several faults."""
+_LOGGED = 20
 _UNAPPLICABLE = (InvalidName, CronError, DecodeError, TopologyMismatch, PayloadTooLarge)
 """What a command or the entries it meets may provoke: it is refused, and says why."""
-
-
-class Refused(Exception):
-    """A command that cannot be applied; the reasons reach the caller and the dead stream."""
-
-    def __init__(self, *reasons: str) -> None:
-        super().__init__("; ".join(reasons))
-        self.reasons = list(reasons)
 
 
 class CronSync:
@@ -62,6 +58,8 @@ class CronSync:
         self._settings = settings
         self._process = process
         self._registry = Registry(bus, clock, settings)
+        self._orders = Orders(self._registry)
+        self._following = Following(bus, self._registry)
         self._retirement = Retirement(bus, clock, settings, by=self.name)
 
     async def run(self) -> None:
@@ -79,11 +77,12 @@ class CronSync:
                 continue
             applied = Applied()
             errors: list[str] = []
+            refused = Refused()
             try:
                 await self._apply_fenced(command, delivery, applied)
             except Refused as refusal:
-                errors = refusal.reasons
-                await self._bury(delivery, f"refused: {refusal}")
+                refused, errors = refusal, refusal.reasons
+                await self._bury(delivery, f"refused: {refusal}"[:_LONGEST_REASON])
             except (TryAgain, *FATAL):
                 raise
             except Exception as error:
@@ -93,7 +92,7 @@ class CronSync:
                 log.exception("a sync command cannot be applied", command=command.command)
                 errors = [f"{command.command} cannot be applied: {type(error).__name__}: {error}"]
                 await self._bury(delivery, errors[0])
-            await self._reply(command, applied, errors)
+            await self._reply(command, applied, errors, refused)
             await delivery.ack()
             outcome = "refused" if errors else "applied"
             self._process.metrics.commands.labels(command.command, outcome).inc()
@@ -102,13 +101,15 @@ class CronSync:
                 command=command.command,
                 app=command.app,
                 changed=len(applied.revisions),
-                errors=errors or None,
+                errors=errors[:_LOGGED] or None,
             )
 
     async def _bury(self, delivery: Delivery, reason: str) -> None:
         await bury(self._bus, self._process.metrics, delivery, "sync", reason)
 
-    async def _reply(self, command: SyncCommand, applied: Applied, errors: list[str]) -> None:
+    async def _reply(
+        self, command: SyncCommand, applied: Applied, errors: list[str], refused: Refused
+    ) -> None:
         if not command.reply:
             return
         reply = SyncReply(
@@ -117,11 +118,14 @@ class CronSync:
             next=applied.next,
             errors=errors,
             warnings=applied.warnings,
+            faults=refused.faults,
+            stale=refused.stale,
         )
         try:
             await self._bus.post(command.reply, encode(reply))
         except PayloadTooLarge:
-            short = replace(reply, revisions={}, next={}, errors=[error[:1000] for error in errors[:100]])
+            shortened = [error[:1000] for error in errors[:100]]
+            short = replace(reply, revisions={}, next={}, errors=shortened, faults={}, stale={})
             await self._bus.post(command.reply, encode(short))
 
     async def _apply_fenced(self, command: SyncCommand, delivery: Delivery, applied: Applied) -> None:
@@ -149,6 +153,8 @@ class CronSync:
                 await self._set_state(command, "archived", delivery, applied)
             case "ended":
                 await self._ended(command, delivery, applied)
+            case _:
+                await self._orders.apply(command, delivery, applied)
 
     # Register.
 
@@ -181,6 +187,8 @@ class CronSync:
             gone, found
         )  # before their runs are cancelled: nobody starts another
         await self._registry.put_schedules(declared.schedules([*kept, *gone], found), delivery, applied)
+        back = [function for function in kept if declared.comes_back(function, found[function.id].value)]
+        await self._following.follow([*gone, *back], delivery, applied)
         await self._retire(gone)
         # Only now: the entries these replace say which schedules a function had, should we die before here.
         await self._registry.put_functions(kept, found)
@@ -275,17 +283,21 @@ class CronSync:
             await self._consumers(written, found, every=True)
         await self._registry.put_functions(written, found)
         await self._registry.put_schedules(declared.schedules(written, found), delivery, applied)
+        await self._following.follow(written, delivery, applied)
         if state == "archived":
             await self._retire(written)
         else:
             await each(self._pause_consumer, written)
 
     async def _ended(self, command: SyncCommand, delivery: Delivery, applied: Applied) -> None:
-        """A revision that fired for the last time; ignored when a newer one is in force."""
-        for schedule in command.items:
-            stored = await self._bus.entry(self._names.schedule_key(schedule))
-            if stored is None or stored.sequence != command.revision:
-                continue
-            entry = decode(Schedule, stored.payload)
-            if entry.state == "active":
-                await self._registry.put_schedules([replace(entry, state="ended")], delivery, applied)
+        """Revisions that fired for the last time; where a newer one is in force, nothing. What is once is gone then."""
+        revisions = command.if_revisions or dict.fromkeys(command.items, command.revision)
+        held = await self._registry.schedules(command.items)
+        over = [
+            replace(entry, state="deleted" if entry.at is not None and entry.origin == "data" else "ended")
+            for schedule, one in held.items()
+            if (entry := one.value) is not None
+            and entry.state == "active"
+            and one.sequence == revisions.get(schedule)
+        ]
+        await self._registry.put_schedules(over, delivery, applied, held=held)

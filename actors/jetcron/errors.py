@@ -6,7 +6,7 @@ derive from `BaseException`: a user's ``except Exception`` must not swallow them
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import ClassVar
 
@@ -21,6 +21,24 @@ class JetcronError(Exception):
 
 class ConfigurationError(JetcronError, ValueError):
     """An option or setting that cannot be; names it, its value, and what is allowed."""
+
+
+class ScheduleRefused(ConfigurationError):
+    """Schedules that cannot be, or an order about them that cannot be carried out: no command of it was, in which
+    one of these is; a long list goes in several.
+
+    `faults` has all that is wrong with each schedule, by its id. `stale` has the revision of those that were to be
+    changed at another one: somebody changed them meanwhile.
+    """
+
+    def __init__(
+        self, faults: Mapping[str, Sequence[str]], stale: Mapping[str, int] | None = None, *, shown: int = 100
+    ) -> None:
+        self.faults = {id: tuple(texts) for id, texts in faults.items()}
+        self.stale = dict(stale or {})
+        lines = [f"schedule {id!r}: {text}" for id, texts in self.faults.items() for text in texts]
+        more = [f"and {len(lines) - shown} more"] if len(lines) > shown else []
+        super().__init__("\n".join([*lines[:shown], *more]))
 
 
 class NonRetriableError(JetcronError):

@@ -4,9 +4,9 @@ Owns the rules of a lane, in which the runs of one schedule go one at a time. Th
 from then until it has ended: while it executes, waits (for a week, if it likes), is to be retried, or lies with an
 executor that died. Never reads a journal or a clock: callers bring what stands there, and carry the decision out.
 
-Runs that nobody's clock made are not here: those started by name, by events or by other runs neither wait for a lane
-nor keep one. A run of the past that somebody orders (a backfill) is an occurrence as any other, and goes by the
-`overlap` its message carries: whoever makes many of them at once gives them ``queue`` or None.
+Runs that no schedule's time made are not here: those started by name, by events or by other runs neither wait for a
+lane nor keep one. Nor are occurrences that somebody orders again: a backfill, a dead letter's replay. They are wanted
+though others go on, and though they were left out before.
 """
 
 from bisect import insort

@@ -5,23 +5,25 @@ and an entry that names a later command is left as it is. If the process dies be
 follows it, the command comes again, finds its own sequence in the entry and repeats only what follows.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 from jetcron import dispatch
 from jetcron.bus import DELETED, MAX_BATCH, OPERATION, TTL, Bus, Delivery, Outgoing, StoredMessage, fenced
 from jetcron.clock import Clock
-from jetcron.cycle import Entry, first_tick, successor_armed_from
+from jetcron.cycle import Entry, first_tick, next_occurrence, successor_armed_from
 from jetcron.errors import TryAgain
 from jetcron.many import each
+from jetcron.revisions import same, settled
 from jetcron.settings import Settings
 from jetcron_protocol import topology
 from jetcron_protocol.codec import decode, encode
 from jetcron_protocol.messages import AppEntry, Function, Past, Schedule
+from jetcron_protocol.subjects import InvalidName
 
 PAST_KEPT = 30 * topology.DAY
-"""How long a replaced revision is kept, in seconds."""
+"""How long a replaced revision is kept, and the key of a deleted schedule, in seconds."""
 FAR_OFF_MS = 60_000
 """A held tick of an older revision is purged when it is further away; a nearer one settles itself."""
 
@@ -64,6 +66,12 @@ class Registry:
         stored = await self._bus.multi_last_all(self._names.registry, list(keys))
         return {id: _held(Function, stored.get(key)) for key, id in keys.items()}
 
+    async def schedules(self, ids: Iterable[str]) -> dict[str, Held[Schedule]]:
+        """The entries of these schedules; one for each, absent or not."""
+        keys = {self._names.schedule_key(id): id for id in ids}
+        stored = await self._bus.multi_last_all(self._names.registry, list(keys))
+        return {id: _held(Schedule, stored.get(key)) for key, id in keys.items()}
+
     async def put_app(self, entry: AppEntry, held: Held[AppEntry]) -> None:
         """Write an app's entry in place of the one read."""
         await self._bus.publish(self._names.app_key(entry.app), encode(entry), fenced(held.sequence))
@@ -80,30 +88,49 @@ class Registry:
         for start in range(0, len(messages), MAX_BATCH):
             await self._bus.publish_atomic(messages[start : start + MAX_BATCH])
 
-    async def put_schedules(self, wanted: Sequence[Schedule], delivery: Delivery, applied: Applied) -> None:
-        """Write what differs, each replaced entry to `past` in the same batch; then arm what was written."""
+    async def put_schedules(
+        self,
+        wanted: Sequence[Schedule],
+        delivery: Delivery,
+        applied: Applied,
+        *,
+        held: Mapping[str, Held[Schedule]] | None = None,
+    ) -> None:
+        """Write what differs, each replaced entry to `past` in the same batch; then arm what was written.
+
+        `held` is what the caller has read, or believes: a write where something else stands is refused.
+        """
         half = MAX_BATCH // 2
         for start in range(0, len(wanted), half):
-            await self._put_part(wanted[start : start + half], delivery, applied)
+            part = wanted[start : start + half]
+            found = held if held is not None else await self.schedules([one.id for one in part])
+            await self._put_part(part, found, delivery, applied)
 
-    async def _put_part(self, wanted: Sequence[Schedule], delivery: Delivery, applied: Applied) -> None:
-        keys = {self._names.schedule_key(schedule.id): schedule for schedule in wanted}
-        stored = await self._bus.multi_last_all(self._names.registry, list(keys))
+    async def _put_part(
+        self,
+        wanted: Sequence[Schedule],
+        found: Mapping[str, Held[Schedule]],
+        delivery: Delivery,
+        applied: Applied,
+    ) -> None:
         batch: list[Outgoing] = []
         written: list[tuple[int, Schedule, Schedule | None]] = []
         mine: list[Entry] = []
         successors: list[Entry] = []
         # The server's time, as near as we know it: from it every actor's clock is measured.
         now = round(self._clock.now() - self._bus.clock_offset_ms)
-        for key, schedule in keys.items():
-            held = _held(Schedule, stored.get(key))
+        for schedule in wanted:
+            held = found[schedule.id]
             previous = held.value
             if previous is not None and previous.command == delivery.sequence:
                 # Written by this very command, which died before what follows: repeat that.
                 mine.append(Entry(previous, held.sequence))
                 successors.append(mine[-1])
                 continue
+            _check_owner(schedule, previous)
             if not _replaces(schedule, previous, delivery.sequence):
+                if previous is not None and previous.origin == "data":
+                    self._stands(Entry(previous, held.sequence), now, applied)
                 continue
             entry = self._successor(schedule, previous, delivery, now)
             if previous is not None:
@@ -111,7 +138,7 @@ class Registry:
                 past_key = self._names.past_key(schedule.id, held.sequence)
                 batch.append(Outgoing(past_key, past, {TTL: f"{PAST_KEPT}s"}))
             written.append((len(batch), entry, previous))
-            batch.append(Outgoing(key, encode(entry), fenced(held.sequence)))
+            batch.append(self._entry(entry, held.sequence))
         first = await self._bus.publish_atomic(batch) - len(batch) + 1
         for position, entry, previous in written:
             mine.append(Entry(entry, first + position))
@@ -124,6 +151,20 @@ class Registry:
 
         await each(purge, successors)
 
+    def _entry(self, schedule: Schedule, expected: int) -> Outgoing:
+        headers = fenced(expected)
+        if schedule.state == "deleted":
+            headers[TTL] = f"{PAST_KEPT}s"
+        return Outgoing(self._names.schedule_key(schedule.id), encode(schedule), headers)
+
+    def _stands(self, entry: Entry, now: int, applied: Applied) -> None:
+        """There is nothing to write: say what is in force."""
+        schedule = entry.schedule
+        applied.revisions[schedule.id] = entry.revision
+        following = next_occurrence(schedule, max(now, schedule.armed_from))
+        if schedule.state == "active" and following is not None:
+            applied.next[schedule.id] = following
+
     def _successor(
         self, schedule: Schedule, previous: Schedule | None, delivery: Delivery, now: int
     ) -> Schedule:
@@ -133,7 +174,8 @@ class Registry:
             now=now,
             settle=self._settings.lead_ms + self._settings.settle_ms,
         )
-        return replace(schedule, armed_from=armed_from, command=delivery.sequence)
+        entry = replace(schedule, armed_from=armed_from, command=delivery.sequence)
+        return settled(entry, previous) if schedule.origin == "data" else entry
 
     async def _arm(self, entries: Sequence[Entry], applied: Applied) -> None:
         groups: list[list[Outgoing]] = []
@@ -174,6 +216,17 @@ def _replaces(schedule: Schedule, previous: Schedule | None, command: int) -> bo
     """Whether there is something to write: nothing for what is the same, newer, or gone already."""
     if previous is None:
         return schedule.state not in ("archived", "deleted")
-    return previous.command < command and replace(schedule, armed_from=0, command=0) != replace(
-        previous, armed_from=0, command=0
-    )
+    if previous.command >= command:
+        return False
+    if schedule.origin == "data":
+        return not same(schedule, previous)
+    return replace(schedule, armed_from=0, command=0) != replace(previous, armed_from=0, command=0)
+
+
+def _check_owner(schedule: Schedule, previous: Schedule | None) -> None:
+    """A cron trigger in code does not take the place of a schedule somebody created under its id."""
+    if previous is not None and previous.state != "deleted" and previous.origin != schedule.origin:
+        raise InvalidName(
+            f"the schedule id {schedule.id!r} is taken by one created as data; delete that one, "
+            "or give the function another id"
+        )

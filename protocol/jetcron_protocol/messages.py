@@ -43,6 +43,15 @@ CatchUpMost = Annotated[int, Field(ge=1, le=MAX_CATCH_UP)]
 Dst = Literal["default", "skip", "both"]
 ScheduleState = Literal["active", "paused", "archived", "deleted", "ended"]
 FunctionState = Literal["active", "paused", "archived"]
+ScheduleCommand = Literal[
+    "schedules.create",
+    "schedules.update",
+    "schedules.pause",
+    "schedules.unpause",
+    "schedules.archive",
+    "schedules.delete",
+]
+"""Orders about schedules created as data."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,8 +114,11 @@ class Schedule:
 
     In force in (`armed_from`, the next revision's `armed_from`]. `origin` says whether code declared it
     (its runs are then named by function and time alone) or it was created as data. `command` is the
-    sequence of the sync command that wrote it. Of what was missed, `catch_up` runs nothing older than
-    `catch_up_within`, and ``all`` no more than the `catch_up_most` newest.
+    sequence of the sync command that wrote it, `by` who gave it. Of what was missed, `catch_up` runs nothing older
+    than `catch_up_within`, and ``all`` no more than the `catch_up_most` newest.
+
+    With `max_runs`, `end` is the time of the last occurrence it leaves, or `end_given`, its author's own, if that
+    is earlier; `counted` are the occurrences before this revision.
     """
 
     kind: ClassVar[str] = "schedule"
@@ -127,6 +139,11 @@ class Schedule:
     payload: Any = None
     start: Time | None = None
     end: Time | None = None
+    max_runs: Count | None = None
+    counted: Count = 0
+    end_given: Time | None = None
+    tags: list[str] = field(default_factory=list)
+    by: str | None = None
     armed_from: Time = 0
     command: Count = 0
 
@@ -216,12 +233,18 @@ class SyncCommand:
     """An order to cron-sync.
 
     `register`: `functions` and their `hash` become the app's. `pause`, `unpause`, `archive`: the function
-    ids in `items`. `ended`: schedule `items[0]` at `revision` fired for the last time.
+    ids in `items`. `ended`: the schedules in `items` fired for the last time, each at its revision in
+    `if_revisions`, or at `revision`; ignored where another is in force.
+
+    `schedules.create` and `schedules.update`: `schedules`, hundreds of them, each a map with its `id` and keys of
+    `Schedule`; of an update those that change, nil for what is taken away. They are maps so that every field at
+    fault can be named in the reply. The other `schedules.` commands: the schedule ids in `items`. What is ordered of
+    a schedule in `if_revisions` is refused unless that is its revision. `by` says who orders it.
     """
 
     kind: ClassVar[str] = "sync"
     id: Name
-    command: Literal["register", "pause", "unpause", "archive", "ended"]
+    command: Literal["register", "pause", "unpause", "archive", "ended"] | ScheduleCommand
     app: Name
     functions: list[Function] = field(default_factory=list)
     items: list[str] = field(default_factory=list)
@@ -229,11 +252,18 @@ class SyncCommand:
     revision: Count | None = None
     force: bool = False
     reply: Subject | None = None
+    schedules: list[Any] = field(default_factory=list)
+    if_revisions: dict[str, Count] = field(default_factory=dict)
+    by: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncReply:
-    """What became of a command: revisions and next fire times by schedule id, or why it was refused."""
+    """What became of a command: revisions and next fire times by schedule id, or why it was refused.
+
+    `faults` are the `errors` that are of one schedule, by its id; `stale` has the revisions of those that were to be
+    changed at another one.
+    """
 
     kind: ClassVar[str] = "sync_reply"
     id: Name
@@ -241,6 +271,8 @@ class SyncReply:
     next: dict[str, Time] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    faults: dict[str, list[str]] = field(default_factory=dict)
+    stale: dict[str, Count] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -277,6 +277,11 @@ class Names:
         return f"{self.namespace}.tick.*.{shard_}.>"
 
     @property
+    def ticks(self) -> str:
+        """A filter for every tick, held and due."""
+        return f"{self.namespace}.tick.>"
+
+    @property
     def tick_due_all(self) -> str:
         return f"{self.namespace}.tick.due.>"
 
@@ -479,6 +484,10 @@ class Names:
     def schedule_key(self, schedule: str) -> str:
         return self._registry(f"schedule.{shard(schedule)}.{escape(schedule)}")
 
+    @property
+    def schedules(self) -> str:
+        return self._registry("schedule.>")
+
     def schedules_of_shard(self, shard_: str) -> str:
         return self._registry(f"schedule.{shard_}.*")
 
@@ -493,6 +502,10 @@ class Names:
 
     def past_key(self, schedule: str, revision: int) -> str:
         return self._registry(f"past.{shard(schedule)}.{escape(schedule)}.{revision}")
+
+    def pasts_of(self, schedule: str) -> str:
+        """A filter for the replaced revisions of a schedule."""
+        return self._registry(f"past.{shard(schedule)}.{escape(schedule)}.*")
 
     def health_key(self, group: int) -> str:
         return self._registry(f"health.{group:x}")

@@ -11,6 +11,7 @@ import pytest
 
 from jetcron import App, CancelOn, Context, Retry
 from jetcron.client import Client
+from jetcron.clock import from_ms
 from jetcron.cycle import make_run
 from jetcron.dispatch import new_run
 from jetcron_protocol.codec import decode
@@ -575,6 +576,30 @@ async def test_all_cron_triggers_of_a_function_share_a_lane(shared_nats: NatsSer
         assert [(gap.schedule, gap.start) for gap in await h.gaps()] == [(f"{F}:2", h.base + 2)]
         h.doing.end(1).set()
         await h.ended("completed", 1)
+
+
+async def test_each_schedule_created_as_data_has_a_lane_of_its_own(shared_nats: NatsServer) -> None:
+    async with house(shared_nats, "allow", duplicate_window=1) as h:
+        await h.stack.start("cron-tick")
+        now = h.stack.clock.now()
+        for id in ("team-1", "team-2"):
+            await h.client.schedules.create(id, F, every=1, overlap="skip")
+        h.doing.at.update({(now // 1000 + n) * 1000: n for n in range(60)})
+
+        async def both_left_some_out() -> bool:
+            return {gap.schedule for gap in await h.gaps()} == {"team-1", "team-2"}
+
+        await until(both_left_some_out, what="each left some out")
+        assert len(h.doing.began) == 2, "one of each runs, beside the other"
+        gap = next(gap for gap in await h.gaps() if gap.schedule == "team-1")
+        # Wanted all the same, once the server has forgotten the message's id: a backfill waits for nobody.
+        await until(lambda: h.stack.clock.now() > gap.start + 2_500, what="its id is forgotten")
+        (handle,) = await h.client.schedules.backfill("team-1", from_ms(gap.start), from_ms(gap.to))
+        await until(lambda: len(h.doing.began) == 3, what="it runs beside the others")
+        await h.client.schedules.pause("team-1", "team-2")
+        for number in range(60):
+            h.doing.end(number).set()
+        await h.stack.journal.wait("completed", run=handle.id)
 
 
 async def test_what_goes_on_at_its_time_decides_not_what_does_when_it_is_released(

@@ -17,6 +17,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.markup import escape as escape
 from rich.measure import Measurement
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -41,6 +42,8 @@ STATES = {
     "lost": "red",
     "cancelled": "magenta",
     "archived": "dim",
+    "ended": "dim",
+    "deleted": "dim",
     "unchanged": "dim",
 }
 
@@ -230,6 +233,19 @@ def _narrow(
         note = below(row) if below is not None and row is not None else ""
         if note:
             console.print(f"  [dim]{note}[/dim]")
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr while the context is open, for something with `total` parts (None: nobody knows how many).
+
+    Call what it gives with how many more are done.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True, highlight=False)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        task = bars.add_task(escape(what), total=total)
+        yield lambda done: bars.advance(task, done)
 
 
 def first_line(text: str, width: int = 80) -> str:

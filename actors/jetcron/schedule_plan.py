@@ -1,0 +1,99 @@
+"""What it takes for schedules to stand as a file says: the difference between two sets of definitions.
+
+Owns the comparison. It reads and decides; what is planned is ordered by `Schedules.apply`, fenced by the revisions that
+were read here.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from jetcron.bus import Bus, StoredMessage
+from jetcron.definitions import FIELDS, check, definition
+from jetcron.errors import ScheduleRefused
+from jetcron.schedule_orders import Part
+from jetcron_protocol.codec import decode
+from jetcron_protocol.messages import Schedule
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """An update: what is ordered, and each field that changes, as it was and as it will be (as it travels)."""
+
+    part: Part
+    fields: dict[str, tuple[Any, Any]]
+
+
+@dataclass(slots=True)
+class Plan:
+    """What is to be created, updated and deleted; `unchanged` are as many as stand already."""
+
+    create: list[Part] = field(default_factory=list)
+    update: list[Change] = field(default_factory=list)
+    delete: list[Part] = field(default_factory=list)
+    unchanged: int = 0
+
+    @property
+    def size(self) -> int:
+        """How many schedules it is about to touch."""
+        return len(self.create) + len(self.update) + len(self.delete)
+
+
+async def make_plan(bus: Bus, parts: Sequence[Part], *, prune: bool) -> Plan:
+    """Compare definitions with what the registry holds; raises `ScheduleRefused` for what can neither be nor change."""
+    plan = Plan()
+    faults: dict[str, list[str]] = {}
+    now = bus.clock.now()
+    entries = await bus.entries([bus.names.schedule_key(part.id) for part in parts])
+    for part in parts:
+        stored = entries.get(bus.names.schedule_key(part.id))
+        standing = decode(Schedule, stored.payload) if stored is not None else None
+        if stored is None or standing is None or standing.state == "deleted":
+            plan.create.append(part)
+            continue
+        if standing.origin == "code":
+            faults[part.id] = ["its id is that of a cron trigger in code; allowed is another id"]
+            continue
+        if standing.state == "archived":
+            faults[part.id] = ["it is archived; allowed is to unpause it, or to delete it first"]
+            continue
+        _compare(plan, part, standing, stored, now)
+    if faults:
+        raise ScheduleRefused(faults)
+    if prune:
+        await _prune(bus, plan, parts)
+    return plan
+
+
+def _compare(plan: Plan, part: Part, standing: Schedule, stored: StoredMessage, now: int) -> None:
+    wanted = check(part.raw, now=now).schedule
+    assert wanted is not None, "it was looked at before"
+    before, after = definition(standing), definition(wanted)
+    changed = {
+        name: (before.get(name), after.get(name)) for name in FIELDS if before.get(name) != after.get(name)
+    }
+    if not changed:
+        plan.unchanged += 1
+        return
+    raw = {"id": part.id, **{name: new for name, (_, new) in changed.items()}}
+    plan.update.append(Change(Part(part.id, raw, stored.sequence), changed))
+
+
+async def _prune(bus: Bus, plan: Plan, parts: Sequence[Part]) -> None:
+    """Those of the same functions that are not among `parts`."""
+    ids = {part.id for part in parts}
+    functions = {_function(part.raw) for part in parts}
+    async for page in bus.pages(bus.names.registry, bus.names.schedules, size=1_000):
+        for stored in page:
+            schedule = decode(Schedule, stored.payload)
+            if (
+                schedule.origin == "data"
+                and schedule.state != "deleted"
+                and schedule.function in functions
+                and schedule.id not in ids
+            ):
+                plan.delete.append(Part(schedule.id, if_revision=stored.sequence))
+
+
+def _function(raw: Mapping[str, Any] | None) -> Any:
+    return raw.get("function") if raw is not None else None

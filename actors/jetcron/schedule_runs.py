@@ -1,0 +1,85 @@
+"""Runs of a schedule outside its times: now, or for occurrences that have passed.
+
+Owns which run that is: started now, it is a new one; for an occurrence it is that occurrence's own, whoever else makes
+it. If the process dies in between, the same call again stores what is missing.
+"""
+
+from dataclasses import replace
+from secrets import token_bytes
+
+from jetcron import dispatch
+from jetcron.bus import Bus
+from jetcron.clock import from_ms
+from jetcron.cycle import make_run, occurrences
+from jetcron.errors import ConfigurationError, NotFound, PayloadTooLarge, TryAgain
+from jetcron.runs import RunHandle
+from jetcron.schedule_checks import check_functions
+from jetcron.schedule_orders import Progress
+from jetcron.schedule_views import entry
+from jetcron_protocol.ids import manual_run_id, ulid
+from jetcron_protocol.messages import Run, Schedule
+
+MAX_BACKFILL = 100_000
+"""Most occurrences of one backfill."""
+_STORE_SECONDS = 30.0
+_AT_ONCE = 500
+
+
+async def run_now(bus: Bus, id: str) -> RunHandle:
+    """A manual run of a schedule, with its payload."""
+    schedule = await _runnable(bus, id)
+    now = bus.clock.now()
+    run = Run(
+        run=manual_run_id(schedule.function, ulid(now, token_bytes(10))),
+        function=schedule.function,
+        trigger="manual",
+        fire_at=now,
+        schedule=id,
+        payload=schedule.payload,
+    )
+    message = dispatch.new_run(bus.names, run, now=now, lead=bus.settings.lead_ms)
+    if len(message.payload) > bus.max_body:
+        raise PayloadTooLarge(len(message.payload), bus.max_body)
+    await bus.store(message, patience=_STORE_SECONDS)
+    return RunHandle(bus, schedule.function, run.run)
+
+
+async def run_between(
+    bus: Bus, id: str, start: int, end: int, *, progress: Progress | None = None
+) -> list[RunHandle]:
+    """The occurrences in [`start`, `end`] (epoch ms), as the schedule is defined now, each started now."""
+    now = bus.clock.now()
+    if start > end or end > now:
+        raise ConfigurationError(
+            f"backfill: start={from_ms(start).isoformat()}, end={from_ms(end).isoformat()}; "
+            "allowed are a start before the end, and an end up to now"
+        )
+    schedule = await _runnable(bus, id)
+    found = occurrences(schedule, start - 1, end, MAX_BACKFILL)
+    if found.count > MAX_BACKFILL:
+        raise ConfigurationError(
+            f"backfill: {found.count} occurrences of {id!r} lie between; allowed are {MAX_BACKFILL} at one time"
+        )
+    # Its own id makes it the occurrence's run; its time is now, for an executor may wait for what is to come. It is
+    # wanted though others go on, and though it was left out before.
+    runs = [replace(make_run(schedule, at), fire_at=now, overlap=None) for at in found.newest]
+    lead = bus.settings.lead_ms
+    for first in range(0, len(runs), _AT_ONCE):
+        some = runs[first : first + _AT_ONCE]
+        groups = [[dispatch.new_run(bus.names, run, now=now, lead=lead)] for run in some]
+        standing = await bus.publish_groups(groups)
+        if len(standing) < len(groups):
+            said = f"{first + len(standing)} of {len(runs)} runs are stored; the same again stores the rest"
+            raise TryAgain(0, 0, said)
+        if progress is not None:
+            progress(len(some))
+    return [RunHandle(bus, run.function, run.run) for run in runs]
+
+
+async def _runnable(bus: Bus, id: str) -> Schedule:
+    _, schedule = await entry(bus, id)
+    faults: dict[str, list[str]] = {}
+    await check_functions(bus, {schedule.function: [id]}, faults)
+    if faults:
+        raise NotFound(f"schedule {id!r}: {'; '.join(faults[id])}")
+    return schedule
