@@ -152,7 +152,9 @@ class Worker:
             finally:
                 self._room.leave()
         finally:
-            del self._in_hand[run.run]
+            # Not ours any more if we lost it, and took it again under a new id while this was being unwound.
+            if self._in_hand.get(run.run) is claimed:
+                del self._in_hand[run.run]
         if claimed.recording:
             await claimed.settle()
         claimed.ended = True
