@@ -117,7 +117,7 @@ class _Fields:
         self._check("timezone", lambda: check_timezone("", self._get("timezone")))
         self._check("dst", lambda: check_choice("", "dst", self._get("dst"), DSTS))
         self._check("catch_up", lambda: check_choice("", "catch_up", self._get("catch_up"), CATCH_UPS))
-        self._check("overlap", lambda: check_choice("", "overlap", self._get("overlap"), OVERLAPS))
+        self._check("overlap", lambda: check_overlap("", self._get("overlap")))
         self._check("jitter", lambda: self._span("jitter", timedelta(0), DAY))
         self._check("every", lambda: self._span("every", LEAST_EVERY, MOST_EVERY))
         for name in ("at", "start", "end"):
@@ -234,6 +234,11 @@ class _Fields:
             bounds = [f"{name}={_shown(self._raw[name])}" for name in ("start", "end") if name in self._raw]
             within = f" within {' and '.join(bounds)}" if bounds else ""
             self._fault(f"it never fires{within}, counted from {_shown(self._now)}", "end")
+
+
+def check_overlap(where: str, value: object) -> str:
+    """`value` if it is something that can become of occurrences that overlap."""
+    return check_choice(where, "overlap", value, OVERLAPS)
 
 
 def check_tags(value: object) -> None:
