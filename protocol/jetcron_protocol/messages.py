@@ -415,7 +415,10 @@ class JournalEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Met:
-    """What a wait was for has come: an event, or the outcome of a run that was invoked."""
+    """What a wait was for has come: an event, or the outcome of a run that was invoked.
+
+    What is too large is the `object`: the result, or the event's data.
+    """
 
     kind: ClassVar[str] = "met"
     at: Time

@@ -72,7 +72,7 @@ async def test_a_queued_run_never_begins(stage: Stage, calls: Calls) -> None:
         await gate.wait()
 
     first = await stage.play(blocks, on=f"{AWAY}.single")
-    await stage.stack.journal.wait("claimed", run=first.id)
+    await stage.entries("claimed", run=first.id)
     queued = await stage.play(calls_only(calls), on=f"{AWAY}.single")
     assert await queued.status() == "queued"
     assert await stage.client.runs.cancel(queued.id, "not wanted") == "cancelled"
@@ -101,7 +101,7 @@ async def test_a_held_run_never_begins(stage: Stage, calls: Calls) -> None:
 async def test_a_claimed_run_that_waits_for_its_time_never_begins(stage: Stage, calls: Calls) -> None:
     """Within the lead a run is claimed and held by its executor."""
     claimed = await stage.play(calls_only(calls), at=from_ms(stage.stack.clock.now() + 1_000))
-    await stage.stack.journal.wait("claimed", run=claimed.id)
+    await stage.entries("claimed", run=claimed.id)
     assert await claimed.cancel() == "cancelled"
     await ended_as_cancelled(stage, claimed)
     assert calls.made == []
@@ -159,7 +159,7 @@ async def test_a_running_one_ends_at_its_next_await_and_unwinds(stage: Stage, ca
         return "went on"
 
     handle = await stage.play(code, on=f"{HERE}.again")
-    await stage.stack.journal.wait("step", run=handle.id)
+    await stage.entries("step", run=handle.id)
     assert await handle.cancel() == "cancelled"
     await ended_as_cancelled(stage, handle)
     await until(lambda: refused, what="unwound")
@@ -184,7 +184,7 @@ async def test_branches_of_a_cancelled_run_are_unwound_too(stage: Stage, calls: 
             await ctx.step.run("d", calls.note, "d")
 
     handle = await stage.play(code)
-    await stage.stack.journal.wait("step", run=handle.id)
+    await stage.entries("step", run=handle.id)
     await handle.cancel()
     await ended_as_cancelled(stage, handle)
     await until(lambda: len(calls.made) == 4, what="unwound")
@@ -254,7 +254,7 @@ async def test_a_parent_learns_that_its_child_was_cancelled_and_a_child_goes_on(
         parent = await stage.play(code)
         (opened,) = await stage.opened(parent)
         assert opened.entry.child is not None
-        await stage.stack.journal.wait("claimed", run=opened.entry.child)
+        await stage.entries("claimed", run=opened.entry.child)
         if whom == "child":
             await stage.client.runs.cancel(opened.entry.child, "no")
             assert await parent.result(PATIENCE) == ["Cancelled", "no"]
@@ -262,7 +262,7 @@ async def test_a_parent_learns_that_its_child_was_cancelled_and_a_child_goes_on(
             await parent.cancel()
             await ended_as_cancelled(stage, parent)
             gate.set()
-            await stage.stack.journal.wait("completed", run=opened.entry.child)
+            await stage.entries("completed", run=opened.entry.child)
     assert calls.made == ["child"]
 
 
@@ -302,7 +302,7 @@ async def test_one_event_cancels_all_of_them_wherever_they_are(stage: Stage, cal
     ]
     await stage.waiting(handles[0])
     await stage.opened(handles[1])
-    await stage.stack.journal.wait("claimed", run=handles[2].id)
+    await stage.entries("claimed", run=handles[2].id)
     await stage.send(Event("stop.all"))
     for handle in handles:
         assert (await stage.failure_of(handle)).type == "CancelledByEvent"
@@ -316,7 +316,7 @@ async def test_an_event_before_the_run_began_cancels_it_all_the_same(stage: Stag
         stage.codes[-1] = calls_only(calls)
         by_hand = await stage.play(calls_only(calls), {"id": 1}, on=f"{AWAY}.matching")
         await stage.send(Event("order.placed", {"code": -1, "data": {"id": 2}}))
-        await stage.stack.journal.wait("claimed", function=f"{HERE}.started")
+        await stage.entries("claimed", function=f"{HERE}.started")
 
         async def parent(ctx: Context, _: Any) -> Any:
             data = {"code": -1, "data": {"id": 3}}
@@ -329,9 +329,9 @@ async def test_an_event_before_the_run_began_cancels_it_all_the_same(stage: Stag
             Event("order.dropped", {"id": 2}),
             Event("order.deleted", {"order": {"id": 3}}),
         )
-        cancelled = await stage.stack.journal.wait("cancelled", run=by_hand.id)
-        await stage.stack.journal.wait("cancelled", function=f"{AWAY}.started")
-        await stage.stack.journal.wait("cancelled", run=opened.entry.child or "")
+        cancelled = await stage.entries("cancelled", run=by_hand.id)
+        await stage.entries("cancelled", function=f"{AWAY}.started")
+        await stage.entries("cancelled", run=opened.entry.child or "")
         assert [one.entry.error and one.entry.error.type for one in cancelled] == ["CancelledByEvent"]
     finally:
         stage.executors[AWAY] = await stage.execute(AWAY)

@@ -103,7 +103,7 @@ async def test_a_child_that_takes_too_long_goes_on(stage: Stage) -> None:
     assert kind == "TimeoutError"
     assert message == f"here.once did not end within 0.05 s; its run {child_id} goes on"
     gate.set()
-    (ended,) = await stage.stack.journal.wait("completed", run=child_id)
+    (ended,) = await stage.entries("completed", run=child_id)
     assert ended.entry.result == "late"
 
 
