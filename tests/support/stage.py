@@ -117,7 +117,8 @@ async def stage_of(
     server: NatsServer, functions: Mapping[str, Options] | None = None, **settings: Any
 ) -> AsyncIterator[Stage]:
     """A stage whose apps have the functions `once`, that has no retries, `again`, that has two, and these."""
-    async with Stack(server, **settings) as stack, Client(stack.settings) as client:
+    # Runs that wait in `here` when the tests are over are not waited for.
+    async with Stack(server, **{"grace": 0.2, **settings}) as stack, Client(stack.settings) as client:
         await stack.start("cron-sync", "event-router")
         stage = Stage(stack, client, functions or {})
         for name in (AWAY, HERE):

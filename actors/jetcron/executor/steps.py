@@ -358,6 +358,7 @@ class Steps:
     async def _record(self, step: str, op: Op, **what: Any) -> None:
         """Journal that a step is done; only then, and in its turn, may the code go on."""
         self._order[step] = await self._append("step", step=step, op=op, **what) - 1
+        self._reached(step)
         await self._branches.turn(self._order[step])
         self._check_running(step)
 
