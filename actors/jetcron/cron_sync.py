@@ -16,6 +16,7 @@ from jetcron.clock import Clock
 from jetcron.cron import CronError
 from jetcron.dead_letters import bury
 from jetcron.errors import PayloadTooLarge, TopologyMismatch, TryAgain, WrongSequence
+from jetcron.following import Following
 from jetcron.many import each
 from jetcron.orders import Orders, Refused
 from jetcron.process import FATAL, Process
@@ -30,7 +31,6 @@ from jetcron_protocol.messages import (
     FunctionState,
     Replaced,
     Schedule,
-    ScheduleState,
     SyncCommand,
     SyncReply,
 )
@@ -60,6 +60,7 @@ class CronSync:
         self._process = process
         self._registry = Registry(bus, clock, settings)
         self._orders = Orders(self._registry)
+        self._following = Following(bus, self._registry)
         self._retirement = Retirement(bus, clock, settings, by=self.name)
 
     async def run(self) -> None:
@@ -187,6 +188,8 @@ class CronSync:
             gone, found
         )  # before their runs are cancelled: nobody starts another
         await self._registry.put_schedules(declared.schedules([*kept, *gone], found), delivery, applied)
+        back = [function for function in kept if declared.comes_back(function, found[function.id].value)]
+        await self._following.follow([*gone, *back], delivery, applied)
         await self._retire(gone)
         # Only now: the entries these replace say which schedules a function had, should we die before here.
         await self._registry.put_functions(kept, found)
@@ -281,18 +284,22 @@ class CronSync:
             await self._consumers(written, found, every=True)
         await self._registry.put_functions(written, found)
         await self._registry.put_schedules(declared.schedules(written, found), delivery, applied)
+        await self._following.follow(written, delivery, applied)
         if state == "archived":
             await self._retire(written)
         else:
             await each(self._pause_consumer, written)
 
     async def _ended(self, command: SyncCommand, delivery: Delivery, applied: Applied) -> None:
-        """A revision that fired for the last time; ignored when a newer one is in force. What is once is gone then."""
-        for schedule in command.items:
-            stored = await self._bus.entry(self._names.schedule_key(schedule))
-            if stored is None or stored.sequence != command.revision:
-                continue
-            entry = decode(Schedule, stored.payload)
-            if entry.state == "active":
-                state: ScheduleState = "ended" if entry.at is None else "deleted"
-                await self._registry.put_schedules([replace(entry, state=state)], delivery, applied)
+        """Revisions that fired for the last time; where a newer one is in force, nothing. What is once is gone then."""
+        revisions = command.if_revisions or dict.fromkeys(command.items, command.revision)
+        held = await self._registry.schedules(command.items)
+        over: list[Schedule] = []
+        for schedule, one in held.items():
+            if (
+                one.value is not None
+                and one.value.state == "active"
+                and one.sequence == revisions.get(schedule)
+            ):
+                over.append(replace(one.value, state="ended" if one.value.at is None else "deleted"))
+        await self._registry.put_schedules(over, delivery, applied, held=held)

@@ -55,6 +55,11 @@ def kept_state(found: Function | None) -> FunctionState:
     return "paused" if found is not None and found.state == "paused" else "active"
 
 
+def comes_back(function: Function, found: Function | None) -> bool:
+    """Whether it was archived until now, or this same command brought it back and died."""
+    return found is not None and (found.state == "archived" or found.command == function.command)
+
+
 def needs_consumer(function: Function, found: Function | None) -> bool:
     """Whether its consumer may be absent or another: also when this same command wrote the entry and died."""
     if found is None or found.state == "archived":

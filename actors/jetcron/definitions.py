@@ -131,7 +131,9 @@ class _Fields:
         if self.faults or self._faulty:
             return None
         fields = {name: self._raw[name] for name in ("id", *FIELDS) if name in self._raw}
-        schedule = Schedule(**fields, origin="data")
+        # Beside `max_runs` the end in force is computed; the author's own is kept apart.
+        given = fields.get("end") if "max_runs" in fields else None
+        schedule = Schedule(**fields, origin="data", end_given=given)
         self._fires(schedule)
         return None if self.faults else schedule
 

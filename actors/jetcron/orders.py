@@ -135,6 +135,9 @@ class Orders:
     async def _move(self, command: SyncCommand, move: Move, delivery: Delivery, applied: Applied) -> None:
         judged = Judged()
         held = await self._known(judged, list(dict.fromkeys(command.items)))
+        if move == "unpause":
+            standing = [one.value for one in held.values() if _open(one, delivery.sequence) and one.value]
+            await self._functions(judged, [{"id": one.id, "function": one.function} for one in standing])
         for id, found in held.items():
             if not _open(found, delivery.sequence):
                 judged.wanted.append(_standing(found))

@@ -10,13 +10,17 @@ from typing import Any, Literal
 
 from jetcron.cycle import next_occurrence, occurrences
 from jetcron.definitions import FIELDS, WHEN, Checked, check, definition
-from jetcron_protocol.messages import Schedule
+from jetcron_protocol.messages import FunctionState, Schedule
 
 Move = Literal["pause", "unpause", "archive", "delete"]
 
+FUNCTION = "its function"
+"""Who changed a schedule that followed its function's state."""
 _NEAR = 64
 """So many occurrences are walked one by one; further ones are searched for by counting."""
 _FIRST_REACH = 3_600_000
+_HORIZON = 100 * 366 * 86_400_000
+"""Nobody lives to miss an end that is further away, and to look for it would keep cron-sync from others' orders."""
 
 
 def _absent(id: str) -> str:
@@ -78,6 +82,22 @@ def moved(id: str, move: Move, previous: Schedule | None) -> Schedule | str:
     return f"{id!r} is {previous.state} and cannot be {move}{'' if move.endswith('e') else 'e'}d; allowed is {allowed}"
 
 
+def followed(schedule: Schedule, function: FunctionState) -> Schedule | None:
+    """The schedule in the state its function got; None: it stays as it is.
+
+    Back comes what went with its function, and only that: what somebody paused stays paused.
+    """
+    went = schedule.by == FUNCTION
+    match function:
+        case "active" if went and schedule.state in ("paused", "archived"):
+            return replace(schedule, state="active", by=FUNCTION)
+        case "paused" if schedule.state == "active" or (went and schedule.state == "archived"):
+            return replace(schedule, state="paused", by=FUNCTION)
+        case "archived" if schedule.state == "active" or (went and schedule.state == "paused"):
+            return replace(schedule, state="archived", by=FUNCTION)
+    return None
+
+
 def same(one: Schedule, other: Schedule) -> bool:
     """Whether two revisions are of one definition and state: to write the second would change nothing."""
     return one.state == other.state and one.origin == other.origin and definition(one) == definition(other)
@@ -120,7 +140,7 @@ def _limited(schedule: Schedule, given: int | None, previous: Schedule | None) -
 
 
 def nth(schedule: Schedule, after: int, count: int) -> int | None:
-    """The time of the `count`-th occurrence later than `after`; None if there are fewer."""
+    """The time of the `count`-th occurrence later than `after`; None if there are fewer, or it is a century away."""
     if count <= _NEAR:
         at: int | None = after
         for _ in range(count):
@@ -130,17 +150,20 @@ def nth(schedule: Schedule, after: int, count: int) -> int | None:
         first = next_occurrence(schedule, after)
         last = None if first is None else first + (count - 1) * schedule.every
         return None if last is None or (schedule.end is not None and last > schedule.end) else last
+    return _searched(schedule, after, count)
+
+
+def _searched(schedule: Schedule, low: int, count: int) -> int | None:
+    """As `nth`: stretches are counted, longer and longer ones, then halves of the one that has it."""
     reach = _FIRST_REACH
-    low = after
-    while occurrences(schedule, after, after + reach, 0).count < count:
-        if next_occurrence(schedule, after + reach) is None:
+    horizon = low + _HORIZON
+    while (inside := occurrences(schedule, low, low + reach, 0).count) < count:
+        low, count, reach = low + reach, count - inside, reach * 2
+        if low > horizon:
             return None
-        low, reach = after + reach, reach * 2
-    high = after + reach
-    while low + 1 < high:
-        middle = (low + high) // 2
-        if occurrences(schedule, after, middle, 0).count < count:
-            low = middle
-        else:
-            high = middle
-    return high
+    while reach > 1:
+        reach = (reach + 1) // 2
+        inside = occurrences(schedule, low, low + reach, 0).count
+        if inside < count:
+            low, count = low + reach, count - inside
+    return low + reach

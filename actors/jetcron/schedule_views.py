@@ -136,6 +136,13 @@ async def entry(bus: Bus, id: str) -> tuple[StoredMessage, Schedule]:
     return stored, schedule
 
 
+async def active(bus: Bus) -> AsyncIterator[tuple[list[Schedule], int]]:
+    """Every active schedule, some at one time, each time with how many were read."""
+    async for some in bus.pages(bus.names.registry, bus.names.schedules, size=_MOST_READ):
+        schedules = [schedule for stored in some if (schedule := _decoded(stored)) is not None]
+        yield [schedule for schedule in schedules if schedule.state == "active"], len(some)
+
+
 Place = tuple[int, str]
 """When a schedule fires next, and the token of its id: the order of a listing."""
 NEVER = 1 << 62

@@ -11,6 +11,7 @@ from typing import Any
 from jetcron.bus import Bus
 from jetcron.errors import ConfigurationError, ScheduleRefused
 from jetcron.given import UNCHANGED, Unchanged, moment, wire
+from jetcron.load import Load, empty
 from jetcron.options import YEAR, ZERO, Duration, check_choice, check_duration, check_int
 from jetcron.runs import RunHandle
 from jetcron.schedule_checks import check_functions, checked_parts
@@ -18,7 +19,7 @@ from jetcron.schedule_details import Details, details, upcoming
 from jetcron.schedule_orders import InForce, Order, Part, Progress, submit
 from jetcron.schedule_plan import Plan, make_plan
 from jetcron.schedule_runs import run_between, run_now
-from jetcron.schedule_views import SHOWN, Filter, Page, ScheduleView, entry, page, view
+from jetcron.schedule_views import SHOWN, Filter, Page, ScheduleView, active, entry, page, view
 from jetcron_protocol.messages import CatchUp, Dst, ScheduleState
 
 WAIT = 5.0
@@ -248,6 +249,22 @@ class Schedules:
         check_int("schedules.preview", "n", n, 0, MAX_PAGE)
         _, schedule = await entry(self._bus, id)
         return upcoming(schedule, self._bus.clock.now(), n)
+
+    async def load(self, minutes: int = 1_440, *, progress: Progress | None = None) -> Load:
+        """How many fire in each of the next `minutes`; reads every schedule there is."""
+        check_int("schedules.load", "minutes", minutes, 1, MAX_PAGE)
+        found = empty(self._bus.clock.now(), minutes)
+        async for schedules, read in active(self._bus):
+            for schedule in schedules:
+                found.add(schedule)
+            if progress is not None:
+                progress(read)
+        found.settle()
+        return found
+
+    async def count(self) -> int:
+        """How many there are, of all states, deleted ones of the last 30 days too."""
+        return len(await self._bus.subjects(self._bus.names.registry, self._bus.names.schedules))
 
     async def plan(self, schedules: Iterable[Mapping[str, Any]], *, prune: bool = False) -> Plan:
         """What it takes for these to stand as given, each a map of `create`'s arguments; nothing is done yet.

@@ -221,7 +221,8 @@ class SyncCommand:
     """An order to cron-sync.
 
     `register`: `functions` and their `hash` become the app's. `pause`, `unpause`, `archive`: the function
-    ids in `items`. `ended`: schedule `items[0]` at `revision` fired for the last time.
+    ids in `items`. `ended`: the schedules in `items` fired for the last time, each at its revision in
+    `if_revisions`, or at `revision`; ignored where another is in force.
 
     `schedules.create` and `schedules.update`: `schedules`, hundreds of them, each a map with its `id` and keys of
     `Schedule`; of an update those that change, nil for what is taken away. They are maps so that every field at

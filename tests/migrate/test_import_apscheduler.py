@@ -6,6 +6,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
+from apscheduler.jobstores.memory import MemoryJobStore
 from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.calendarinterval import CalendarIntervalTrigger
 from apscheduler.triggers.combining import AndTrigger, OrTrigger
@@ -292,4 +293,15 @@ def test_defaults_of_the_scheduler_are_those_of_its_jobs() -> None:
     assert entry.schedule is not None
     assert entry.schedule["catch_up"] == "latest"
     assert any(one.startswith("max_instances=2") for one in entry.remarks)
-    assert apscheduler_.notes(scheduler) == []
+    assert apscheduler_.notes(scheduler, now=NOW) == []
+
+
+def test_what_is_to_be_known_of_all_jobs_is_told() -> None:
+    class Stored(MemoryJobStore):
+        """As if it were in a database."""
+
+    scheduler = BackgroundScheduler(timezone="Europe/Prague", jobstores={"default": Stored()})
+    scheduler.add_job(send, "cron", hour=3, id="a", args=["x"])
+    stored, overlooked = apscheduler_.notes(scheduler, now=NOW)
+    assert "default (Stored) are not read: call start(paused=True)" in stored
+    assert overlooked.startswith("where clocks change, APScheduler may overlook")

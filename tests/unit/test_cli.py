@@ -89,9 +89,7 @@ def test_usage_errors_exit_2(arguments: list[str]) -> None:
     assert "Traceback" not in result.output
 
 
-@pytest.mark.parametrize(
-    "verb", [["schedules"], ["runs", "cancel"], ["runs", "retry"], ["dashboard"]], ids=str
-)
+@pytest.mark.parametrize("verb", [["runs", "cancel"], ["runs", "retry"], ["dashboard"]], ids=str)
 def test_verbs_of_later_versions_are_absent(verb: list[str]) -> None:
     assert "No such command" in call(*verb).output
 

@@ -4,6 +4,8 @@ Owns the reading of what is imported and the file that is written; what entries 
 server.
 """
 
+import contextlib
+import json as json_
 import os
 import sys
 from collections.abc import Sequence
@@ -14,6 +16,8 @@ import typer
 import yaml
 
 from jetcron.cli import output
+from jetcron.cli.functions import Json
+from jetcron.cli.schedule_files import LINES
 from jetcron.clock import SystemClock
 from jetcron.cron import CronError, parse
 from jetcron.errors import ConfigurationError
@@ -46,7 +50,6 @@ Out = Annotated[
     ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite the file.")]
-Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
 
 
 @app.command("crontab")
@@ -130,8 +133,9 @@ def apscheduler(
         raise ConfigurationError(
             f"{target} is a {type(found).__name__}; allowed is a scheduler of APScheduler 3"
         )
-    entries = apscheduler_.read(found, naming, now=SystemClock().now(), realign=realign)
-    _finish(entries, apscheduler_.notes(found), out, force, json)
+    now = SystemClock().now()
+    entries = apscheduler_.read(found, naming, now=now, realign=realign)
+    _finish(entries, apscheduler_.notes(found, now=now), out, force, json)
 
 
 def _lines(file: str) -> list[str]:
@@ -146,11 +150,10 @@ def _lines(file: str) -> list[str]:
 def _own_zone() -> str:
     """The IANA name of this machine's zone."""
     found = [os.environ.get("TZ", "").removeprefix(":")]
-    for read in (lambda: Path("/etc/timezone").read_text().strip(), lambda: os.readlink("/etc/localtime")):
-        try:
-            found.append(read().rpartition("zoneinfo/")[2])
-        except OSError:
-            continue
+    with contextlib.suppress(OSError):
+        found.append(Path("/etc/timezone").read_text().strip())
+    with contextlib.suppress(OSError):
+        found.append(os.readlink("/etc/localtime").rpartition("zoneinfo/")[2])
     for name in found:
         try:
             if name:
@@ -209,10 +212,8 @@ def _write(out: Path, entries: Sequence[Entry], force: bool) -> None:
     if out.exists() and not force:
         raise ConfigurationError(f"{out} exists; --force overwrites it")
     schedules = [entry.schedule for entry in entries if entry.schedule is not None]
-    if out.suffix == ".jsonl":
-        import json
-
-        text = "".join(json.dumps(schedule, ensure_ascii=False) + "\n" for schedule in schedules)
+    if out.name.endswith(LINES):
+        text = "".join(json_.dumps(schedule, ensure_ascii=False) + "\n" for schedule in schedules)
     else:
         lines = [
             f"# not carried over: {entry.place}: {' '.join(str(entry.refused).split())}\n"

@@ -15,6 +15,7 @@ from typing import Any, Never
 import typer
 from rich.console import Console
 from rich.markup import escape as escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from jetcron.clock import from_ms
@@ -36,6 +37,8 @@ STATES = {
     "failed": "red",
     "cancelled": "magenta",
     "archived": "dim",
+    "ended": "dim",
+    "deleted": "dim",
     "unchanged": "dim",
 }
 
@@ -160,6 +163,19 @@ def table(rows: Sequence[Any], columns: Mapping[str, Callable[[Any], str]], *, e
     with console.capture() as capture:
         console.print(grid)
     sys.stdout.write("".join(f"{line.rstrip()}\n" for line in capture.get().splitlines()))
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr while the context is open, for something with `total` parts (None: nobody knows how many).
+
+    Call what it gives with how many more are done.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True, highlight=False)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        task = bars.add_task(escape(what), total=total)
+        yield lambda done: bars.advance(task, done)
 
 
 def first_line(text: str, width: int = 80) -> str:

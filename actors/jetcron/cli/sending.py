@@ -66,7 +66,7 @@ def send(
     at: At = None,
 ) -> None:
     """Send an event; prints its id once it is stored."""
-    event = Event(name, _parsed(data), id=id, at=_moment(at))
+    event = Event(name, parsed(data), id=id, at=_moment(at))
 
     async def work(client: Client) -> str:
         return (await client.send(event))[0]
@@ -90,7 +90,7 @@ def run(
     at: At = None,
 ) -> None:
     """Start a function by name; prints the run's id once it is stored."""
-    payload, moment = _parsed(data), _moment(at)
+    payload, moment = parsed(data), _moment(at)
 
     async def work(client: Client) -> None:
         handle = await client.run(function, payload, id=id, at=moment)
@@ -125,7 +125,8 @@ async def _result(handle: RunHandle, wait: float) -> Any:
         raise
 
 
-def _parsed(data: str | None) -> Any:
+def parsed(data: str | None) -> Any:
+    """The value of a JSON text, `-` for that on stdin; `ConfigurationError` for what is none."""
     if data is None:
         return None
     text = sys.stdin.read() if data == "-" else data

@@ -5,14 +5,13 @@ start, not from the epoch), date; and what becomes of misfire_grace_time, coales
 objects by their attributes, and never imports APScheduler.
 """
 
-from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any
 
 from jetcron.clock import from_ms, to_ms
 from jetcron.cron import CronError, parse
 from jetcron.migrate.apscheduler_fields import cron
-from jetcron.migrate.clocks import tell, zone_name
+from jetcron.migrate.clocks import changes_clocks, tell, zone_name
 from jetcron.migrate.entries import MAPPED, Entry, Naming, Refused, named, overlap_skip, payload_of
 from jetcron.options import readable
 
@@ -34,15 +33,16 @@ def read(scheduler: Any, naming: Naming, *, now: int, realign: bool = False) -> 
     """
     defaults = getattr(scheduler, "_job_defaults", {})
     entries = []
-    for job in _jobs(scheduler):
+    for job in scheduler.get_jobs():
         entry = Entry(f"job {job.id!r}", f"{job.name} {job.trigger}", (_called(job), str(job.id)))
         convert = _Job(job, defaults, naming, now, realign)
         entries.append(entry.fill(convert.schedule))
     return entries
 
 
-def notes(scheduler: Any) -> list[str]:
+def notes(scheduler: Any, *, now: int) -> list[str]:
     """What is to be said of the whole of it."""
+    said = []
     stores = {
         name: type(store).__name__
         for name, store in getattr(scheduler, "_jobstores", {}).items()
@@ -50,15 +50,23 @@ def notes(scheduler: Any) -> list[str]:
     }
     if stores and not getattr(scheduler, "running", False):
         names = ", ".join(f"{name} ({kind})" for name, kind in stores.items())
-        return [
+        said.append(
             f"the scheduler is not started, so the jobs stored in {names} are not read: "
             "call start(paused=True) where it is made"
-        ]
-    return []
+        )
+    if any(_changes_clocks(job.trigger, now) for job in scheduler.get_jobs()):
+        said.append(
+            "where clocks change, APScheduler may overlook the first time after it (its search adds hours that passed "
+            "to local times); Jetcron does not"
+        )
+    return said
 
 
-def _jobs(scheduler: Any) -> Iterable[Any]:
-    return list(scheduler.get_jobs())
+def _changes_clocks(trigger: Any, now: int) -> bool:
+    try:
+        return type(trigger).__name__ == "CronTrigger" and changes_clocks(zone_name(trigger.timezone), now)
+    except Refused:
+        return False
 
 
 def _called(job: Any) -> str:
@@ -162,7 +170,7 @@ class _Job:
         return {**schedule, **self._bounds(trigger, start, end), **_jitter(entry, trigger)}
 
     def _bounds(self, trigger: Any, start: int | None, end: int | None) -> dict[str, Any]:
-        """`start` and `end`, the later and the earlier of what the trigger and its year say; past starts are left out."""
+        """From and until when it fires, by the trigger and by its years; a start that has passed is left out."""
         if trigger.start_date is not None:
             start = max(start or 0, _rounded_up(trigger.start_date))
         if trigger.end_date is not None:

@@ -93,7 +93,7 @@ def _schedule(entry: Entry, app: Any, values: Any, naming: Naming, now: int) -> 
 
 
 def _when(entry: Entry, app: Any, values: Mapping[str, Any], now: int) -> dict[str, Any]:
-    when = values.get("schedule")
+    when: Any = values.get("schedule")
     if isinstance(when, timedelta | int | float) and not isinstance(when, bool):
         return _every(entry, app, when, relative=bool(values.get("relative")))
     kind = {one.__name__ for one in type(when).__mro__}

@@ -5,6 +5,7 @@ old rule: a skipped time fires so much later as the clock went forward; of one t
 the second fires too.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from functools import lru_cache
@@ -45,6 +46,11 @@ def zone_name(zone: object) -> str:
     return name
 
 
+def changes_clocks(zone: str, now: int) -> bool:
+    """Whether a zone's clocks change in the year from `now` (epoch ms)."""
+    return bool(_changes(zone, now // 1_000 // _HOUR * _HOUR))
+
+
 def differences(expression: str, zone: str, dst: str, *, again: bool, now: int) -> list[Difference]:
     """The changes in the year from `now` (epoch ms) at which the old rule and ours differ."""
     ours = parse(expression, timezone=zone, dst=dst)  # type: ignore[arg-type]
@@ -58,7 +64,7 @@ def differences(expression: str, zone: str, dst: str, *, again: bool, now: int) 
     return found
 
 
-def tell(entry: Entry, schedule: dict[str, object], who: str, *, again: bool, now: int) -> None:
+def tell(entry: Entry, schedule: Mapping[str, object], who: str, *, again: bool, now: int) -> None:
     """Remark on what differs where clocks change."""
     zone = str(schedule["timezone"])
     found = differences(

@@ -4,7 +4,7 @@ Owns how a set is written shortest, and how two restricted day fields are made t
 APScheduler mean them: in an expression either is enough, unless one begins with `*` (Vixie).
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from jetcron.migrate.entries import Refused
 
@@ -35,8 +35,7 @@ def nth(weekday: int, number: int) -> str:
     return f"{_DAY_NAMES[weekday]}#{number}" if number else f"L{weekday}"
 
 
-def _listed(found: list[int], name: "type[str] | object") -> str:
-    assert callable(name)
+def _listed(found: list[int], name: Callable[[int], str]) -> str:
     items: list[str] = []
     while found:
         length = next((n for n in range(1, len(found)) if found[n] != found[0] + n), len(found))
@@ -61,16 +60,18 @@ def both_days(days: Collection[int], week: Collection[int]) -> tuple[str, str]:
     text = numbers(days, 1, 31)
     if text.startswith("*"):
         return text, weekdays(week)
-    if 1 in days:  # */31 is the 1st alone, and begins with *
-        return ",".join(
-            ["*/31", *([_rest] if (_rest := _listed(sorted(days - {1}), str)) else [])]
-        ), weekdays(week)
+    if 1 in days:  # */31 is the 1st alone
+        return _begun("*/31", _listed(sorted(days - {1}), str)), weekdays(week)
     if 0 in week:  # */7 is Sunday alone
-        return text, ",".join(["*/7", *([_rest] if (_rest := weekdays(week - {0})) else [])])
+        return text, _begun("*/7", weekdays(week - {0}))
     raise Refused(
         f"it fires where day of month {text} and day of week {weekdays(week)} both match; an expression fires "
         "where either does. Run it on one of them, and look at the other in the function"
     )
+
+
+def _begun(star: str, rest: str) -> str:
+    return f"{star},{rest}" if rest else star
 
 
 def _by_place(days: frozenset[int], week: frozenset[int]) -> str:

@@ -1,0 +1,263 @@
+"""Verbs of `jetcron schedules` that change them, from create to delete, or run them: trigger, backfill."""
+
+import enum
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+import typer
+
+from jetcron.cli import output, session
+from jetcron.cli.functions import Json
+from jetcron.cli.sending import parsed
+from jetcron.client import Client
+from jetcron.clock import to_ms
+from jetcron.errors import TryAgain
+from jetcron.schedule_orders import InForce
+
+Id = Annotated[str, typer.Argument(metavar="ID", help="The schedule's id.")]
+Ids = Annotated[list[str], typer.Argument(metavar="ID...")]
+Cron = Annotated[str | None, typer.Option("--cron", "-c", metavar="EXPR", help="Such as '0 9 * * MON-FRI'.")]
+Every = Annotated[
+    str | None, typer.Option("--every", metavar="DURATION", help="90s, 5m, 1h30m; at least 1s.")
+]
+At = Annotated[str | None, typer.Option("--at", metavar="ISO", help="Once, then; gone after it ran.")]
+Zone = Annotated[str | None, typer.Option("--timezone", "-z", metavar="ZONE", help="An IANA zone.")]
+Payload = Annotated[
+    str | None,
+    typer.Option("--payload", "-p", metavar="JSON", help="The function's data; - reads it from stdin."),
+]
+DstRule = Annotated[
+    Literal["default", "skip", "both"] | None, typer.Option("--dst", help="Where clocks change.")
+]
+Jitter = Annotated[str | None, typer.Option("--jitter", metavar="DURATION", help="Up to so much later.")]
+CatchUp = Annotated[
+    Literal["latest", "all", "skip"] | None,
+    typer.Option("--catch-up", help="What was missed: latest, all, skip."),
+]
+Overlap = Annotated[str | None, typer.Option("--overlap", help="'allow' is all there is in this version.")]
+Start = Annotated[str | None, typer.Option("--start", metavar="ISO", help="Not before this time.")]
+End = Annotated[str | None, typer.Option("--end", metavar="ISO", help="Not after this time.")]
+MaxRuns = Annotated[int | None, typer.Option("--max-runs", metavar="N", help="At most so many occurrences.")]
+Tags = Annotated[list[str] | None, typer.Option("--tag", "-t", help="A tag; may be given several times.")]
+IfRevision = Annotated[
+    int | None, typer.Option("--if-revision", metavar="N", help="Only if that is its revision.")
+]
+NoWait = Annotated[bool, typer.Option("--no-wait", help="Return when the order is stored.")]
+
+
+class Field(enum.StrEnum):
+    """What an update can take away."""
+
+    payload = "payload"
+    jitter = "jitter"
+    start = "start"
+    end = "end"
+    max_runs = "max_runs"
+    tags = "tags"
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add these verbs."""
+    for verb in (create, update, pause, unpause, archive, delete, trigger, backfill):
+        app.command(verb.__name__)(verb)
+
+
+def create(
+    id: Id,
+    function: Annotated[str, typer.Argument(metavar="APP.FUNCTION", help="What it runs.")],
+    cron: Cron = None,
+    every: Every = None,
+    at: At = None,
+    timezone: Zone = None,
+    payload: Payload = None,
+    dst: DstRule = None,
+    jitter: Jitter = None,
+    catch_up: CatchUp = None,
+    overlap: Overlap = None,
+    start: Start = None,
+    end: End = None,
+    max_runs: MaxRuns = None,
+    tag: Tags = None,
+    no_wait: NoWait = False,
+    json: Json = False,
+) -> None:
+    """Create a schedule: one of --cron, --every and --at."""
+    given = _given(
+        cron, every, at, timezone, payload, dst, jitter, catch_up, overlap, start, end, max_runs, tag
+    )
+
+    async def work(client: Client) -> Sequence[InForce]:
+        return [await client.schedules.create(id, function, **given, **_wait(no_wait))]
+
+    _report("created", _ordered(work), json=json)
+
+
+def update(
+    id: Id,
+    function: Annotated[
+        str | None, typer.Option("--function", "-f", metavar="APP.FUNCTION", help="What it runs.")
+    ] = None,
+    cron: Cron = None,
+    every: Every = None,
+    at: At = None,
+    timezone: Zone = None,
+    payload: Payload = None,
+    dst: DstRule = None,
+    jitter: Jitter = None,
+    catch_up: CatchUp = None,
+    overlap: Overlap = None,
+    start: Start = None,
+    end: End = None,
+    max_runs: MaxRuns = None,
+    tag: Tags = None,
+    clear: Annotated[list[Field] | None, typer.Option("--clear", help="Take this away.")] = None,
+    if_revision: IfRevision = None,
+    no_wait: NoWait = False,
+    json: Json = False,
+) -> None:
+    """Change what is given, and leave the rest. In force 2.5 s later."""
+    given = _given(
+        cron, every, at, timezone, payload, dst, jitter, catch_up, overlap, start, end, max_runs, tag
+    )
+    if function is not None:
+        given["function"] = function
+    for field in clear or ():
+        if field.value in given:
+            raise typer.BadParameter(f"--clear {field.value}: it is given too")
+        given[field.value] = () if field is Field.tags else None
+    if not given:
+        raise typer.BadParameter("nothing is to change; give an option, such as --cron or --payload")
+
+    async def work(client: Client) -> Sequence[InForce]:
+        return [await client.schedules.update(id, **given, if_revision=if_revision, **_wait(no_wait))]
+
+    _report("updated", _ordered(work), json=json)
+
+
+def pause(ids: Ids, if_revision: IfRevision = None, no_wait: NoWait = False, json: Json = False) -> None:
+    """No more occurrences until unpause; those of the meantime do not run."""
+    _move("pause", ids, if_revision, no_wait, json)
+
+
+def unpause(ids: Ids, if_revision: IfRevision = None, no_wait: NoWait = False, json: Json = False) -> None:
+    """Go on from now; brings back an archived one, too."""
+    _move("unpause", ids, if_revision, no_wait, json)
+
+
+def archive(ids: Ids, if_revision: IfRevision = None, no_wait: NoWait = False, json: Json = False) -> None:
+    """Retire: it fires no more and is not listed; unpause brings it back."""
+    _move("archive", ids, if_revision, no_wait, json)
+
+
+def delete(ids: Ids, if_revision: IfRevision = None, no_wait: NoWait = False, json: Json = False) -> None:
+    """Take it away for good. What was due before still runs."""
+    _move("delete", ids, if_revision, no_wait, json)
+
+
+def trigger(id: Id) -> None:
+    """Run it now with its payload; prints the run's id."""
+
+    async def work(client: Client) -> str:
+        return (await client.schedules.trigger(id)).id
+
+    typer.echo(session.with_client(work))
+
+
+def backfill(
+    id: Id,
+    start: Annotated[str, typer.Argument(metavar="START", help="ISO 8601 with its zone.")],
+    end: Annotated[str, typer.Argument(metavar="END", help="ISO 8601 with its zone, up to now.")],
+    json: Json = False,
+) -> None:
+    """Run the occurrences between two times now; what ran runs no more. Prints the ids of their runs."""
+
+    async def work(client: Client) -> list[str]:
+        with output.progress("starting runs") as advance:
+            runs = await client.schedules.backfill(id, start, end, progress=advance)
+        return [run.id for run in runs]
+
+    found = session.with_client(work)
+    if json:
+        output.print_json(found)
+        return
+    for run in found:
+        typer.echo(run)
+    output.say(f"{len(found):,} occurrences of {output.escape(id)}; those that ran before run no more")
+
+
+def _given(
+    cron: str | None,
+    every: str | None,
+    at: str | None,
+    timezone: str | None,
+    payload: str | None,
+    dst: str | None,
+    jitter: str | None,
+    catch_up: str | None,
+    overlap: str | None,
+    start: str | None,
+    end: str | None,
+    max_runs: int | None,
+    tag: list[str] | None,
+) -> dict[str, Any]:
+    """The arguments of `create` and `update` for the options that are given."""
+    options = {
+        "cron": cron,
+        "every": every,
+        "at": at,
+        "timezone": timezone,
+        "dst": dst,
+        "jitter": jitter,
+        "catch_up": catch_up,
+        "overlap": overlap,
+        "start": start,
+        "end": end,
+        "max_runs": max_runs,
+        "tags": tag,
+    }
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    if payload is not None:
+        given["payload"] = parsed(payload)
+    return given
+
+
+def _wait(no_wait: bool) -> dict[str, Any]:
+    return {"wait": None} if no_wait else {}
+
+
+def _move(
+    what: Literal["pause", "unpause", "archive", "delete"],
+    ids: list[str],
+    if_revision: int | None,
+    no_wait: bool,
+    json: bool,
+) -> None:
+    async def work(client: Client) -> Sequence[InForce]:
+        move = getattr(client.schedules, what)
+        found: Sequence[InForce] = await move(*ids, if_revision=if_revision, **_wait(no_wait))
+        return found
+
+    _report(f"{what}{'' if what.endswith('e') else 'e'}d", _ordered(work), json=json)
+
+
+def _ordered(work: Any) -> Sequence[InForce]:
+    try:
+        found: Sequence[InForce] = session.with_client(work)
+    except TryAgain as error:
+        output.fail(f"sent but not applied yet: {error.description}")
+    return found
+
+
+def _report(what: str, found: Sequence[InForce], *, json: bool) -> None:
+    if json:
+        output.print_json([{"id": one.id, "revision": one.revision, "next": _iso(one.next)} for one in found])
+        return
+    for one in found:
+        said = "ordered, nobody was waited for" if one.revision is None else f"revision {one.revision}"
+        following = f", next {_iso(one.next)}" if one.next is not None else ""
+        output.say(f"{output.escape(one.id)} {what} [dim]({said}{following})[/dim]")
+
+
+def _iso(at: datetime | None) -> str | None:
+    return None if at is None else output.moment(to_ms(at))

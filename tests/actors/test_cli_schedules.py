@@ -1,0 +1,235 @@
+"""`jetcron schedules` against a real server: what the verbs do, print, and refuse."""
+
+import json
+import os
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from jetcron import Client
+from jetcron.clock import from_ms
+from jetcron.registration import order
+from jetcron_protocol.codec import decode
+from jetcron_protocol.messages import Function, Run, SyncCommand
+from tests.support.command_line import acall
+from tests.support.nats_server import NatsServer
+from tests.support.stack import FAST, PATIENCE, Stack
+
+
+@pytest_asyncio.fixture
+async def stack(
+    shared_nats: NatsServer, namespace: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> AsyncIterator[Stack]:
+    """A namespace that verbs find by the environment, with cron-sync and a function."""
+    for variable in [name for name in os.environ if name.startswith(("JETCRON_", "NATS_"))]:
+        monkeypatch.delenv(variable)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NATS_URL", shared_nats.url)
+    monkeypatch.setenv("JETCRON_NAMESPACE", namespace)
+    for name, value in FAST.items():
+        monkeypatch.setenv(f"JETCRON_{name.upper()}", str(value))
+    async with Stack(shared_nats, namespace) as stack:
+        await stack.start("cron-sync")
+        command = SyncCommand(
+            id="1", command="register", app="reports", functions=[Function(id="reports.send")], hash="1"
+        )
+        await order(stack.bus, command, wait=PATIENCE)
+        yield stack
+
+
+async def ok(*arguments: str, **more: Any) -> Any:
+    """What a verb prints on stdout, as JSON where it is that."""
+    result = await acall("schedules", *arguments, **more)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout) if "--json" in arguments else result.stdout
+
+
+async def refused(code: int, *arguments: str, **more: Any) -> str:
+    result = await acall("schedules", *arguments, **more)
+    assert result.exit_code == code, result.output
+    return str(result.output)
+
+
+async def test_create_show_update_and_the_states(stack: Stack) -> None:
+    (made,) = await ok(
+        "create", "team-7", "reports.send", "--cron", "0 9 * * MON", "--timezone", "Asia/Tokyo",
+        "--payload", '{"team": 7}', "--tag", "weekly", "--tag", "paid", "--jitter", "5m", "--json",
+    )  # fmt: skip
+    shown = await ok("show", "team-7", "--json")
+    assert shown["revision"] == made["revision"]
+    assert (shown["payload"], shown["tags"], shown["jitter"]) == ({"team": 7}, ["paid", "weekly"], 300)
+    assert shown["by"].endswith(os.uname().nodename)
+    (tick,) = shown["ticks"]
+    assert (tick["state"], tick["at"], tick["revision"]) == ("held", made["next"], made["revision"])
+    assert len(shown["upcoming"]) == 10
+    assert shown["upcoming"][0]["local"].endswith("T09:00:00+09:00")
+    assert shown["upcoming"][0]["utc"] == made["next"]
+    text = await ok("show", "team-7")
+    assert re.search(r"NEXT, Asia/Tokyo +UTC", text)
+    assert "09:00:00 JST" in text
+    (changed,) = await ok(
+        "update", "team-7", "--every", "1h", "--clear", "jitter", "--clear", "tags", "--json"
+    )
+    shown = await ok("show", "team-7", "--json")
+    assert (shown["every"], "cron" in shown, "jitter" in shown, shown["tags"]) == (3_600, False, False, [])
+    said = await refused(1, "update", "team-7", "--max-runs", "3", "--if-revision", str(made["revision"]))
+    assert f"if_revision={made['revision']}, and its revision is {changed['revision']}" in said
+    for verb, state in (("pause", "paused"), ("unpause", "active"), ("archive", "archived")):
+        await ok(verb, "team-7")
+        assert (await ok("show", "team-7", "--json"))["state"] == state
+    await ok("delete", "team-7")
+    assert "there is no schedule 'team-7'" in await refused(1, "show", "team-7")
+    assert "there is no schedule 'team-7'" in await refused(1, "pause", "team-7")
+
+
+async def test_every_fault_is_told(stack: Stack) -> None:
+    said = await refused(
+        1, "create", "x", "reports.absent", "--cron", "61 * * * *", "--overlap", "queue", "--end", "soon"
+    )
+    for text in ("reports.absent", "61", "overlap='queue'", "end='soon'"):
+        assert text in said
+    assert "nothing is to change" in await refused(2, "update", "x")
+    assert "given too" in await refused(2, "update", "x", "--end", "2031-01-01T00:00:00Z", "--clear", "end")
+    assert "not JSON" in await refused(1, "create", "x", "reports.send", "--every", "5m", "--payload", "{")
+
+
+async def test_trigger_and_backfill(stack: Stack) -> None:
+    await ok("create", "h", "reports.send", "--every", "1h", "--payload", "5", "--no-wait")
+    await stack.settled(stack.names.work, stack.names.cron_sync)
+    run = (await ok("trigger", "h")).strip()
+    now = from_ms(stack.clock.now())
+    hours = now.replace(minute=0, second=0, microsecond=0)
+    since = from_ms(int(hours.timestamp() * 1000) - 3 * 3_600_000).isoformat()
+    runs = await ok("backfill", "h", since, now.isoformat(), "--json")
+    assert len(runs) == 4
+    stored = [
+        decode(Run, message.payload)
+        for message in await stack.stored(stack.names.work, f"{stack.names.namespace}.run.>")
+    ]
+    assert [one.run for one in stored] == [run, *runs]
+    assert {(one.payload, one.schedule) for one in stored} == {(5, "h")}
+    assert [one.trigger for one in stored] == ["manual", *["cron"] * 4]
+    assert "up to now" in await refused(1, "backfill", "h", since, "2999-01-01T00:00:00Z")
+
+
+async def test_pages_of_a_listing(stack: Stack) -> None:
+    async with Client(stack.settings) as client:
+        await client.schedules.create_many(
+            [
+                {
+                    "id": f"s.{n}",
+                    "function": "reports.send",
+                    "at": from_ms(stack.clock.now() + 60_000 * (n + 1)),
+                }
+                for n in range(5)
+            ]
+        )
+        await client.schedules.pause("s.1")
+    first = await acall("schedules", "list", "-n", "2")
+    assert [line.split()[0] for line in first.stdout.splitlines()] == ["SCHEDULE", "s.0", "s.2"]
+    place = re.search(r"--after '(\S+)'", first.stderr)
+    assert place is not None
+    rest = await ok("list", "--after", place[1], "--json")
+    assert [(one["id"], one["state"]) for one in rest["schedules"]] == [
+        ("s.3", "active"),
+        ("s.4", "active"),
+        ("s.1", "paused"),
+    ]
+    assert rest["after"] is None
+    soon = await ok("list", "--within", "90s", "--json")
+    assert [one["id"] for one in soon["schedules"]] == ["s.0"]
+    assert "--within" in await refused(2, "list", "--within", "soon")
+
+
+FILE = """
+schedules:
+  - id: team-1
+    function: reports.send
+    cron: "0 9 * * MON"
+    timezone: Europe/Prague
+    payload: {team: 1, since: 2030-01-01}
+  - id: team-2
+    function: reports.send
+    every: 90s
+    start: 2030-01-01T00:00:00Z
+    tags: [a, b]
+"""
+
+
+async def test_apply_shows_what_changes_and_then_there_is_nothing_left(stack: Stack, tmp_path: Path) -> None:
+    file = tmp_path / "schedules.yaml"
+    file.write_text(FILE)
+    text = await ok("apply", str(file), "--dry-run")
+    assert "+ team-1" in text
+    assert "2 to create, 0 to update, 0 to delete, 0 unchanged" in text
+    assert (await ok("list", "--json"))["schedules"] == []
+    assert "--yes applies it" in await refused(1, "apply", str(file))
+    await ok("apply", str(file), "--yes")
+    assert (await ok("show", "team-1", "--json"))["payload"] == {"team": 1, "since": "2030-01-01"}
+    assert "0 to create, 0 to update, 0 to delete, 2 unchanged" in await ok("apply", str(file))
+
+    lines = tmp_path / "schedules.jsonl"
+    changed = {"id": "team-2", "function": "reports.send", "every": 60, "start": "2030-01-01T00:00:00Z"}
+    lines.write_text(f"{json.dumps(changed)}\n\n")
+    plan = await ok("apply", str(lines), "--prune", "--dry-run", "--json")
+    assert plan == {
+        "create": [],
+        "update": [{"id": "team-2", "fields": {"every": [90_000, 60_000], "tags": [["a", "b"], None]}}],
+        "delete": ["team-1"],
+        "unchanged": 0,
+    }
+    text = await ok("apply", str(lines), "--prune", "--yes")
+    assert "every: 90 s → 60 s" in text
+    assert "- team-1" in text
+    assert [one["id"] for one in (await ok("list", "--json"))["schedules"]] == ["team-2"]
+    text = await ok("apply", "-", "--yes", input=json.dumps(changed | {"id": "team-3"}))
+    assert "+ team-3" in text
+
+
+async def test_a_file_that_cannot_be_applied_names_everything_wrong_in_it(
+    stack: Stack, tmp_path: Path
+) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(
+        """
+- {id: a, function: reports.send, every: 0.2, colour: red}
+- {id: b, function: reports.absent, at: 2030-01-01T09:00:00}
+- {id: a, function: reports.send, every: 5}
+- just text
+"""
+    )
+    said = await refused(1, "apply", str(file), "--yes")
+    for text in ("every=0.2", "'colour'", "reports.absent", "at='2030-01-01T09:00:00'", "twice", "'#4'"):
+        assert text in said, text
+    for name, content, told in (
+        ("no.yaml", "a: [", "not YAML"),
+        ("map.yaml", "id: a", "list of schedules"),
+        ("no.jsonl", '{"id": "a"}\n{', "line 2"),
+    ):
+        (tmp_path / name).write_text(content)
+        assert told in await refused(1, "apply", str(tmp_path / name))
+    assert "cannot be read" in await refused(1, "apply", str(tmp_path / "absent.yaml"))
+
+
+async def test_load_shows_the_herd(stack: Stack) -> None:
+    async with Client(stack.settings) as client:
+        await client.schedules.create_many(
+            [{"id": f"nine-{n}", "function": "reports.send", "cron": "0 9 * * *"} for n in range(12)]
+            + [{"id": "hourly", "function": "reports.send", "every": 3_600}]
+            + [{"id": "off", "function": "reports.send", "every": 60}]
+        )
+        await client.schedules.pause("off")
+    found = await ok("load", "--json")
+    assert (found["schedules"], found["total"]) == (13, 36)
+    counts = {one["minute"][11:16]: one["fires"] for one in found["minutes"]}
+    assert counts["09:00"] == 13
+    assert counts["10:00"] == 1
+    text = await ok("load", "--timezone", "Asia/Tokyo")
+    assert "13 active schedules, 36 times" in text
+    assert re.search(r"18:00 JST\s+13 at most in one minute", text)
+    assert re.search(r"18:00 JST\s*█", text)
+    assert "Mars" in await refused(2, "load", "--timezone", "Mars")
