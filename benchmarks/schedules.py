@@ -89,6 +89,7 @@ async def _listing(client: Client, count: int) -> None:
     await timed("second page", lambda: schedules.list(after=first.after))
     await timed("within an hour", lambda: schedules.list(within=3_600))
     await timed("of a tag that a third has", lambda: schedules.list(tag="plan-1"))
+    await timed("the load of the next day", lambda: schedules.load())
     await timed("one, with all that surrounds it", lambda: schedules.show("tenant-7"))
 
 

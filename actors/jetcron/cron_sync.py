@@ -30,7 +30,6 @@ from jetcron_protocol.messages import (
     Function,
     FunctionState,
     Replaced,
-    Schedule,
     SyncCommand,
     SyncReply,
 )
@@ -40,7 +39,7 @@ log = structlog.get_logger("jetcron.cron-sync")
 
 _TRIES = 5
 _PAUSE = 0.2
-_LONGEST_REASON = 256 * 1024
+_LONGEST_REASON = 64 * 1024
 """Characters of a refusal in its dead letter: hundreds of schedules may each have several faults."""
 _LOGGED = 20
 _UNAPPLICABLE = (InvalidName, CronError, DecodeError, TopologyMismatch, PayloadTooLarge)
@@ -294,12 +293,11 @@ class CronSync:
         """Revisions that fired for the last time; where a newer one is in force, nothing. What is once is gone then."""
         revisions = command.if_revisions or dict.fromkeys(command.items, command.revision)
         held = await self._registry.schedules(command.items)
-        over: list[Schedule] = []
-        for schedule, one in held.items():
-            if (
-                one.value is not None
-                and one.value.state == "active"
-                and one.sequence == revisions.get(schedule)
-            ):
-                over.append(replace(one.value, state="ended" if one.value.at is None else "deleted"))
+        over = [
+            replace(entry, state="deleted" if entry.at is not None and entry.origin == "data" else "ended")
+            for schedule, one in held.items()
+            if (entry := one.value) is not None
+            and entry.state == "active"
+            and one.sequence == revisions.get(schedule)
+        ]
         await self._registry.put_schedules(over, delivery, applied, held=held)

@@ -28,6 +28,8 @@ log = structlog.get_logger("jetcron.cron-tick")
 BATCH = 500
 LATE = 5
 """Late ticks turned at one time."""
+ENDED = 50
+"""Schedules that one command says have ended, whose runs are stored with it."""
 UNREADY_SECONDS = 30.0
 """A tick whose schedule cannot be read here is handed back for so long."""
 WORKERS = 2
@@ -69,6 +71,10 @@ class Definitions:
     def function(self, tick: Tick) -> str:
         """The function a tick's schedule runs."""
         return self.current[tick.schedule].schedule.function
+
+    def app(self, tick: Tick) -> str:
+        """The app of that function."""
+        return split_function(self.function(tick))[0]
 
 
 class CronTick:
@@ -113,6 +119,7 @@ class CronTick:
         gone_on = await self._gone_on([item.tick for item in released], now)
         turned: list[tuple[Released, Decision]] = []
         groups: list[list[Outgoing]] = []
+        ended: dict[str, list[int]] = {}
         unready: list[Delivery] = []
         for item in released:
             try:
@@ -125,9 +132,11 @@ class CronTick:
                 continue
             if isinstance(decision, Turn) and decision.gap is not None:
                 await ledger.record(self._bus, decision.gap, known.function(item.tick))
+            if isinstance(decision, Turn) and decision.ended:
+                ended.setdefault(known.app(item.tick), []).append(len(turned))
             turned.append((item, decision))
             groups.append(self._messages(item.tick, decision, known, now))
-        standing = set(await self._bus.publish_groups(groups))
+        standing = await self._store(turned, groups, ended)
         for index, (item, decision) in enumerate(turned):
             if index in standing:
                 for delivery in item.deliveries:
@@ -138,6 +147,32 @@ class CronTick:
         ]
         await self._process.hand_back(left)
         await self._process.hand_back(unready, seconds=UNREADY_SECONDS)
+
+    async def _store(
+        self,
+        turned: Sequence[tuple[Released, Decision]],
+        groups: Sequence[list[Outgoing]],
+        ended: dict[str, list[int]],
+    ) -> set[int]:
+        """Store each group whole; which of them stand.
+
+        What fired for the last time is told cron-sync in a few commands, each stored with the runs of those it names:
+        it takes one command after the other, and thousands may end at one instant.
+        """
+        last = {index for indices in ended.values() for index in indices}
+        together = [[index] for index in range(len(groups)) if index not in last]
+        commands: dict[int, Outgoing] = {}
+        for app, indices in ended.items():
+            for start in range(0, len(indices), ENDED):
+                some = indices[start : start + ENDED]
+                order = dispatch.ended(app, [turned[index][0].tick for index in some])
+                commands[len(together)] = dispatch.command(self._names, order)
+                together.append(some)
+        merged = [[message for index in some for message in groups[index]] for some in together]
+        for number, command in commands.items():
+            merged[number].append(command)
+        standing = await self._bus.publish_groups(merged)
+        return {index for number in standing for index in together[number]}
 
     def _decide(self, tick: Tick, known: "Definitions", now: int, *, later_stands: bool) -> Decision:
         problem = known.unreadable.get(tick.schedule) or known.unreadable.get((tick.schedule, tick.revision))
@@ -207,13 +242,10 @@ class CronTick:
                 return []
             case Rearm(tick=first):
                 return [dispatch.held_tick(self._names, first, lead)]
-            case Turn(runs=runs, next=following, ended=ended):
+            case Turn(runs=runs, next=following):
                 messages = [dispatch.new_run(self._names, run, now=now, lead=lead) for run in runs]
                 if following is not None:
                     messages.append(dispatch.held_tick(self._names, following, lead))
-                if ended:
-                    app, _ = split_function(known.function(tick))
-                    messages.append(dispatch.command(self._names, dispatch.ended(app, tick)))
                 return messages
 
     def _report(self, tick: Tick, decision: Decision) -> None:

@@ -3,6 +3,7 @@
 Owns which header and which message id goes with which message. Nothing is published here.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from jetcron.bus import SCHEDULE_NEXT, SCHEDULER, TTL, Delivery, Outgoing, hold, with_id
@@ -93,10 +94,17 @@ def command(names: Names, command_: SyncCommand) -> Outgoing:
     return Outgoing(names.sync(command_.app), encode(command_))
 
 
-def ended(app: str, tick: Tick) -> SyncCommand:
-    """Tells cron-sync that this revision fired for the last time; the same for the same tick."""
-    id = ulid(tick.at, digest("ended", tick.schedule, tick.revision))
-    return SyncCommand(id=id, command="ended", app=app, items=[tick.schedule], revision=tick.revision)
+def ended(app: str, ticks: Sequence[Tick]) -> SyncCommand:
+    """Tells cron-sync that these revisions fired for the last time; the same for the same ticks."""
+    parts = [part for tick in ticks for part in (tick.schedule, tick.revision)]
+    return SyncCommand(
+        id=ulid(ticks[0].at, digest("ended", *parts)),
+        command="ended",
+        app=app,
+        items=[tick.schedule for tick in ticks],
+        revision=ticks[0].revision if len(ticks) == 1 else None,
+        if_revisions={tick.schedule: tick.revision for tick in ticks},
+    )
 
 
 def gap(names: Names, gap_: Gap, function: str, keep: int) -> Outgoing:

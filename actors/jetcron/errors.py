@@ -22,7 +22,8 @@ class ConfigurationError(JetcronError, ValueError):
 
 
 class ScheduleRefused(ConfigurationError):
-    """Schedules that cannot be, or an order about them that cannot be carried out: nothing of it was done.
+    """Schedules that cannot be, or an order about them that cannot be carried out: no command of it was, in which
+    one of these is; a long list goes in several.
 
     `faults` has all that is wrong with each schedule, by its id. `stale` has the revision of those that were to be
     changed at another one: somebody changed them meanwhile.

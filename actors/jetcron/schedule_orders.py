@@ -6,7 +6,7 @@ between two, the first stands; the same order once more changes nothing of what 
 
 import getpass
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from secrets import token_bytes
@@ -15,13 +15,14 @@ from typing import Any, Literal
 from jetcron import dispatch
 from jetcron.bus import Bus
 from jetcron.clock import from_ms
+from jetcron.definitions import MAX_BY
 from jetcron.errors import ConfigurationError, ScheduleRefused, TryAgain
 from jetcron.many import each
 from jetcron.registration import order
 from jetcron_protocol.codec import pack
 from jetcron_protocol.ids import ulid
 from jetcron_protocol.messages import ScheduleCommand, SyncCommand, SyncReply
-from jetcron_protocol.subjects import escape
+from jetcron_protocol.subjects import InvalidName, check_id, escape
 
 MAX_SCHEDULES = 400
 """Schedules in one command: with the revisions they replace they fill one atomic batch."""
@@ -56,6 +57,20 @@ class Part:
     if_revision: int | None = None
 
 
+def named(ids: Iterable[str], if_revision: int | None = None) -> list[Part]:
+    """Parts that name schedules, each once; raises `ScheduleRefused` for what can be no id."""
+    faults: dict[str, list[str]] = {}
+    parts: dict[str, Part] = {}
+    for id in ids:
+        try:
+            parts[check_id("its id", id)] = Part(id, if_revision=if_revision)
+        except InvalidName as error:
+            faults.setdefault(str(id), []).append(str(error))
+    if faults:
+        raise ScheduleRefused(faults)
+    return list(parts.values())
+
+
 def author() -> str:
     """Who orders, where nobody says it: this process's user and host."""
     host = socket.gethostname()
@@ -80,6 +95,8 @@ async def submit(
     the first command that was refused, or `TryAgain` when one was not answered.
     """
     by = author() if by is None else by
+    if not isinstance(by, str) or not 0 < len(by) <= MAX_BY or not by.isprintable():
+        raise ConfigurationError(f"by={by!r}; allowed are 1 to {MAX_BY} printable characters")
     found: dict[str, InForce] = {}
 
     async def send(some: Sequence[Part]) -> None:

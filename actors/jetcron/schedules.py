@@ -16,7 +16,7 @@ from jetcron.options import YEAR, ZERO, Duration, check_choice, check_duration, 
 from jetcron.runs import RunHandle
 from jetcron.schedule_checks import check_functions, checked_parts
 from jetcron.schedule_details import Details, details, upcoming
-from jetcron.schedule_orders import InForce, Order, Part, Progress, submit
+from jetcron.schedule_orders import InForce, Order, Part, Progress, named, submit
 from jetcron.schedule_plan import Plan, make_plan
 from jetcron.schedule_runs import run_between, run_now
 from jetcron.schedule_views import SHOWN, Filter, Page, ScheduleView, active, entry, page, view
@@ -226,7 +226,7 @@ class Schedules:
     ) -> Sequence[InForce]:
         if if_revision is not None and len(ids) != 1:
             raise ConfigurationError(f"if_revision={if_revision} of {len(ids)} schedules; allowed is one")
-        parts = [Part(id, if_revision=_revision(if_revision)) for id in dict.fromkeys(ids)]
+        parts = named(ids, _revision(if_revision))
         return await submit(self._bus, what, parts, by=by, wait=wait, progress=progress)
 
     async def trigger(self, id: str) -> RunHandle:

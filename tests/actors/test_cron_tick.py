@@ -91,6 +91,29 @@ async def test_a_schedule_made_as_data_names_its_runs_and_brings_its_payload(sta
     assert run.payload == {"tenant": 1}
 
 
+async def test_many_that_end_at_one_instant_are_told_in_a_few_commands(stack: Stack) -> None:
+    at = stack.clock.now()
+    ids = [f"once {n}" for n in range(120)]
+    for id in ids:
+        revision = await put(stack, hourly(id, origin="data", every=None, at=at))
+        await due(stack, id, revision, at)
+    await due(stack, "app.f", await put(stack, hourly()), at)
+    await turn(stack, 121)
+    assert sorted(run.schedule or "" for run in await runs(stack)) == ["app.f", *sorted(ids)]
+    orders = [
+        decode(SyncCommand, message.payload)
+        for message in await stack.stored(stack.names.work, stack.names.sync_all)
+    ]
+    assert sorted(id for order in orders for id in order.items) == sorted(ids)
+    assert len(orders) < 10
+    await stack.start("cron-sync")
+    await stack.settled(stack.names.work, stack.names.cron_sync)
+    for id in (ids[0], ids[-1]):
+        entry = await stack.bus.entry(stack.names.schedule_key(id))
+        assert entry is not None
+        assert decode(Schedule, entry.payload).state == "deleted"
+
+
 async def test_the_last_occurrence_tells_cron_sync_that_it_ended(stack: Stack) -> None:
     at = stack.clock.now()
     revision = await put(stack, hourly("once", every=None, at=at))

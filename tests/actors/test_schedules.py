@@ -14,7 +14,7 @@ from jetcron.clock import from_ms
 from jetcron.errors import NotFound, ScheduleRefused, TryAgain
 from jetcron.registration import order
 from jetcron_protocol.codec import decode, encode
-from jetcron_protocol.ids import schedule_run_id
+from jetcron_protocol.ids import code_run_id, schedule_run_id
 from jetcron_protocol.messages import CronTrigger, Function, Past, Run, Schedule, SyncCommand, SyncReply
 from tests.support.nats_server import NatsServer
 from tests.support.stack import PATIENCE, Stack, until
@@ -166,6 +166,18 @@ async def test_hundreds_in_a_command_some_of_which_stood_before(stack: Stack, cl
     assert ticks >= {(one.id, one.revision) for one in made}
 
 
+async def test_ids_as_long_as_they_may_be(stack: Stack, client: Client) -> None:
+    ids = [f"{'é' * 196}{n:04}" for n in range(1_200)]
+    made = await client.schedules.create_many(
+        [{"id": id, "function": "reports.send", "every": 86_400} for id in ids]
+    )
+    assert all(one.revision is not None for one in made)
+    page = await client.schedules.list(function="reports.send", limit=1_200)
+    assert {one.id for one in page.schedules} == set(ids)
+    assert len(await client.schedules.pause(*ids, wait=PATIENCE)) == 1_200
+    assert (await client.schedules.get(ids[-1])).state == "paused"
+
+
 async def test_nobody_is_waited_for_unless_asked(shared_nats: NatsServer) -> None:
     async with Stack(shared_nats) as stack, Client(stack.settings) as client:
         await stack.bus.publish(stack.names.function_key("reports.send"), encode(SEND))
@@ -256,6 +268,22 @@ async def test_pause_unpause_archive_delete(stack: Stack, client: Client) -> Non
     assert "Nats-TTL" not in ((await stack.bus.entry(stack.names.schedule_key("a"))) or entry).headers
 
 
+async def test_what_names_no_schedule_is_refused_before_it_is_sent(stack: Stack, client: Client) -> None:
+    for wrong in ("", "x" * 201, "a\nb", 7):
+        with pytest.raises(ScheduleRefused, match="id"):
+            await client.schedules.pause("a", wrong)  # type: ignore[arg-type]
+        with pytest.raises(ConfigurationError, match="id"):
+            await client.schedules.get(wrong)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="by="):
+        await client.schedules.pause("a", by="")
+    with pytest.raises(ConfigurationError, match="allowed is one"):
+        await client.schedules.pause("a", "b", if_revision=4)
+    with pytest.raises(ConfigurationError, match="if_revision=0"):
+        await client.schedules.pause("a", if_revision=0)
+    assert await client.schedules.pause() == []
+    assert await stack.dead() == []
+
+
 async def test_code_and_data_do_not_take_each_others_ids(stack: Stack, client: Client) -> None:
     for move in (client.schedules.pause, client.schedules.archive, client.schedules.delete):
         with pytest.raises(ScheduleRefused, match="declared in code"):
@@ -312,6 +340,41 @@ async def test_what_fired_for_the_last_time_has_ended_and_what_is_once_is_gone(
         await client.schedules.unpause("thrice")
     more = await client.schedules.update("thrice", max_runs=4, every=3_600)
     assert more.next is not None
+
+
+async def test_schedules_follow_their_function_and_what_was_paused_before_stays_so(
+    stack: Stack, client: Client
+) -> None:
+    await client.schedules.create_many(
+        [{"id": f"s{n}", "function": "reports.send", **YEARLY} for n in range(30)]
+    )
+    await client.schedules.create("other", "reports.nightly", **YEARLY)
+    await client.schedules.pause("s7")
+
+    async def states() -> list[str]:
+        return [(await stored(stack, f"s{n}"))[0].state for n in range(30)]
+
+    def all_but_one(state: str, one: str = "paused") -> list[str]:
+        return [one if n == 7 else state for n in range(30)]
+
+    await client.functions.pause("reports.send", wait=PATIENCE)
+    assert await states() == ["paused"] * 30
+    await client.functions.unpause("reports.send", wait=PATIENCE)
+    assert await states() == all_but_one("active")
+    assert [revision for revision, _ in await held(stack, "s3")] == [(await stored(stack, "s3"))[1]]
+    await client.functions.archive("reports.send", wait=PATIENCE)
+    assert await states() == all_but_one("archived")
+    with pytest.raises(ScheduleRefused, match=r"reports\.send' is archived"):
+        await client.schedules.unpause("s3")
+    again = SyncCommand(
+        id="2", command="register", app="reports", functions=[SEND, NIGHTLY], hash="2", force=True
+    )
+    await order(stack.bus, again, wait=PATIENCE)
+    assert await states() == all_but_one("active")
+    gone = SyncCommand(id="3", command="register", app="reports", functions=[NIGHTLY], hash="3")
+    await order(stack.bus, gone, wait=PATIENCE)
+    assert await states() == all_but_one("archived")
+    assert (await stored(stack, "other"))[0].state == "active"
 
 
 # Runs.
@@ -452,6 +515,22 @@ async def test_details_tell_of_ticks_times_outcomes_and_lateness(stack: Stack, c
     assert median is not None
     assert worst is not None
     assert timedelta(0) <= median <= worst < timedelta(seconds=30)
+
+
+async def test_what_is_declared_in_code_is_read_and_run_like_the_others(stack: Stack, client: Client) -> None:
+    found = await client.schedules.show("reports.nightly")
+    assert (found.schedule.origin, found.schedule.cron, found.schedule.by) == ("code", "0 3 * * *", None)
+    assert [tick.revision for tick in found.ticks] == [found.schedule.revision]
+    assert found.ticks[0].at == found.upcoming[0] == found.schedule.next
+    handle = await client.schedules.trigger("reports.nightly")
+    now = datetime.now(UTC)
+    (run,) = await client.schedules.backfill("reports.nightly", now - timedelta(days=1), now)
+    assert (handle.function, run.function) == ("reports.nightly", "reports.nightly")
+    stored_ = [
+        decode(Run, message.payload)
+        for message in await stack.stored(stack.names.work, f"{stack.names.namespace}.run.>")
+    ]
+    assert stored_[1].run == code_run_id("reports.nightly", stored_[1].scheduled_at or 0)
 
 
 # Plans.

@@ -38,6 +38,10 @@ def yearly(id: str, **more: Any) -> dict[str, Any]:
     return {"id": id, "function": "app.f", "cron": LABOUR_DAY} | more
 
 
+def function_order(what: str) -> SyncCommand:
+    return SyncCommand(id=what, command=what, app="app", items=["app.f"])  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
     """What was ordered before, and the order; of what ended, its schedule."""
@@ -92,6 +96,13 @@ CASES = {
     "unpause": Case(order("unpause", items=["b", "a"]), before=[TWO, PAUSE]),
     "archive": Case(order("archive", items=["a"]), before=[TWO]),
     "delete": Case(order("delete", items=["a", "b"]), before=[TWO]),
+    "its function is paused": Case(function_order("pause"), before=[TWO]),
+    "its function goes on": Case(function_order("unpause"), before=[TWO, function_order("pause")]),
+    "its function is archived": Case(function_order("archive"), before=[TWO]),
+    "its function comes back": Case(
+        SyncCommand(id="9", command="register", app="app", functions=FUNCTIONS, hash="two"),
+        before=[TWO, function_order("archive")],
+    ),
     "what is once has ended": Case(
         None, before=[order("create", yearly("a", cron=None, at=4_102_444_800_000))], ended="a"
     ),

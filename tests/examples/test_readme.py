@@ -146,14 +146,9 @@ async def test_next_prints_what_is_shown(folder: Path) -> None:
 def test_what_is_not_there_yet_is_not_there() -> None:
     """The sentence that says so must go when it is no longer true."""
     from jetcron import App, ConfigurationError
-    from jetcron.client import Client
     from jetcron.context import Step
 
-    assert (
-        "Not there yet: steps other than `send`, schedules created as data, `overlap` other than"
-        in README.read_text()
-    )
+    assert "Not there yet: steps other than `send`, `overlap` other than" in README.read_text()
     assert [name for name in vars(Step) if not name.startswith("_")] == ["send"]
-    assert "schedules" not in Client.__init__.__code__.co_names
     with pytest.raises(ConfigurationError):
         App("a").function(cron="@daily", overlap="skip")(lambda ctx: None)  # type: ignore[arg-type]

@@ -50,9 +50,12 @@ def test_our_events_say_what_they_are() -> None:
 
 def test_ended_is_the_same_command_for_the_same_tick() -> None:
     tick = Tick(schedule="s", revision=3, at=AT)
-    first = dispatch.ended("app", tick)
-    assert first == dispatch.ended("app", tick)
-    assert first.id != dispatch.ended("app", Tick(schedule="s", revision=4, at=AT)).id
+    first = dispatch.ended("app", [tick])
+    assert first == dispatch.ended("app", [tick])
+    assert first.id != dispatch.ended("app", [Tick(schedule="s", revision=4, at=AT)]).id
+    other = Tick(schedule="t", revision=9, at=AT)
+    both = dispatch.ended("app", [tick, other])
+    assert (both.items, both.if_revisions) == (["s", "t"], {"s": 3, "t": 9})
     assert decode(SyncCommand, dispatch.command(NAMES, first).payload) == first
 
 

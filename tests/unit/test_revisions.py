@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jetcron.clock import to_ms
 from jetcron.cycle import next_occurrence, occurrences
 from jetcron.definitions import definition
-from jetcron.revisions import created, moved, nth, same, settled, updated
+from jetcron.revisions import FUNCTION, created, followed, moved, nth, same, settled, updated
 from jetcron_protocol.messages import Schedule
 
 HOUR = 3_600_000
@@ -209,6 +209,27 @@ def test_creating_what_stands() -> None:
     assert "already" in str(created(NINE, HOURLY))
     assert "archived" in str(created(NINE, replace(NINE, state="archived")))
     assert "in code" in str(created(NINE, IN_CODE))
+
+
+@pytest.mark.parametrize(
+    ("function", "state", "by", "after"),
+    [
+        ("paused", "active", "me", "paused"),
+        ("paused", "paused", "me", None),
+        ("paused", "ended", "me", None),
+        ("active", "paused", "me", None),
+        ("active", "paused", FUNCTION, "active"),
+        ("active", "archived", FUNCTION, "active"),
+        ("active", "archived", "me", None),
+        ("archived", "active", "me", "archived"),
+        ("archived", "paused", FUNCTION, "archived"),
+        ("archived", "paused", "me", None),
+        ("archived", "deleted", "me", None),
+    ],
+)
+def test_a_schedule_follows_its_function(function: Any, state: Any, by: str, after: str | None) -> None:
+    found = followed(replace(NINE, state=state, by=by), function)
+    assert (found and (found.state, found.by)) == (after and (after, FUNCTION))
 
 
 def test_the_same_is_the_same_whoever_ordered_it() -> None:

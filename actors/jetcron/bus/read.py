@@ -8,7 +8,7 @@ import asyncio
 import base64
 import datetime as dt
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -123,8 +123,8 @@ class Reader(Link):
     async def multi_last_all(self, stream: str, subjects: Sequence[str]) -> dict[str, StoredMessage]:
         """`multi_last` of any number of subjects, in as many requests as it takes; deleted keys are in it."""
         found: dict[str, StoredMessage] = {}
-        for start in range(0, len(subjects), MAX_MULTI):
-            found |= await self.multi_last(stream, subjects[start : start + MAX_MULTI])
+        for some in _requests(subjects, self.max_body // 2):
+            found |= await self.multi_last(stream, some)
         return found
 
     async def entries(self, keys: Sequence[str]) -> dict[str, StoredMessage]:
@@ -227,6 +227,20 @@ class Reader(Link):
             names += page
             if len(page) < _NAMES_PAGE or not page:
                 return names
+
+
+def _requests(subjects: Sequence[str], limit: int) -> Iterator[list[str]]:
+    """As many as one request may name, `limit` bytes of them at most: an id of users' may make a long subject."""
+    some: list[str] = []
+    size = 0
+    for subject in subjects:
+        if some and (len(some) == MAX_MULTI or size + len(subject) > limit):
+            yield some
+            some, size = [], 0
+        some.append(subject)
+        size += len(subject) + len('"", ')
+    if some:
+        yield some
 
 
 def _is_wildcard(subject: str) -> bool:
