@@ -49,6 +49,13 @@ Out = Annotated[
         "--out", metavar="FILE", help="Write a file for 'jetcron schedules apply': .yaml or .jsonl."
     ),
 ]
+HandOver = Annotated[
+    bool,
+    typer.Option(
+        "--executes-other",
+        help="The old scheduler goes on executing them, until 'jetcron schedules hand-over'.",
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite the file.")]
 
 
@@ -67,6 +74,7 @@ def crontab(
     app: App = None,
     map: Maps = None,
     out: Out = None,
+    executes_other: HandOver = False,
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -83,7 +91,7 @@ def crontab(
         if timezone is not None
         else [f"times are in {zone}, this machine's zone; --timezone names another"]
     )
-    _finish(entries, said, out, force, json)
+    _finish(entries, said, out, executes_other, force, json)
 
 
 @app.command("celery")
@@ -94,6 +102,7 @@ def celery(
     app: App = None,
     map: Maps = None,
     out: Out = None,
+    executes_other: HandOver = False,
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -106,7 +115,7 @@ def celery(
     found.loader.import_default_modules()
     found.finalize()
     entries = celery_.read(found, naming, now=SystemClock().now())
-    _finish(entries, celery_.notes(found), out, force, json)
+    _finish(entries, celery_.notes(found), out, executes_other, force, json)
 
 
 @app.command("apscheduler")
@@ -123,6 +132,7 @@ def apscheduler(
     app: App = None,
     map: Maps = None,
     out: Out = None,
+    executes_other: HandOver = False,
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -135,7 +145,7 @@ def apscheduler(
         )
     now = SystemClock().now()
     entries = apscheduler_.read(found, naming, now=now, realign=realign)
-    _finish(entries, apscheduler_.notes(found, now=now), out, force, json)
+    _finish(entries, apscheduler_.notes(found, now=now), out, executes_other, force, json)
 
 
 def _lines(file: str) -> list[str]:
@@ -166,7 +176,12 @@ def _own_zone() -> str:
     )
 
 
-def _finish(entries: list[Entry], said: Sequence[str], out: Path | None, force: bool, json: bool) -> None:
+def _finish(
+    entries: list[Entry], said: Sequence[str], out: Path | None, executes_other: bool, force: bool, json: bool
+) -> None:
+    for entry in entries:
+        if executes_other and entry.schedule is not None:
+            entry.schedule["executes"] = "other"
     entries = settled(entries, now=SystemClock().now())
     if json:
         output.print_json(entries)

@@ -104,6 +104,7 @@ def plain(one: ScheduleView) -> dict[str, Any]:
         "jitter": one.jitter.total_seconds() or None,
         "catch_up": one.catch_up,
         "overlap": one.overlap,
+        "executes": one.executes,
         "payload": one.payload,
         "start": _iso(one.start),
         "end": _iso(one.end),
