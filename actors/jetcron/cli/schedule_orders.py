@@ -61,7 +61,6 @@ def add_to(app: typer.Typer) -> None:
     """Add these verbs."""
     for verb in (create, update, pause, unpause, archive, delete, trigger, backfill):
         app.command(verb.__name__)(verb)
-    app.command("hand-over")(hand_over)
 
 
 def create(
@@ -185,39 +184,6 @@ def backfill(
     for run in found:
         typer.echo(run)
     output.say(f"{len(found):,} occurrences of {output.escape(id)}; those that ran before run no more")
-
-
-def hand_over(
-    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID...]")] = None,
-    percent: Annotated[
-        float, typer.Option("--percent", min=0, max=100, help="So many of them; the other executes the rest.")
-    ] = 100,
-    app_: Annotated[str | None, typer.Option("--app", metavar="APP", help="Those of this app.")] = None,
-    function: Annotated[
-        str | None, typer.Option("--function", "-f", metavar="APP.FUNCTION", help="Those of this function.")
-    ] = None,
-    tag: Annotated[str | None, typer.Option("--tag", "-t", help="Those that have this tag.")] = None,
-    no_wait: NoWait = False,
-    json: Json = False,
-) -> None:
-    """Have Jetcron execute schedules that another scheduler executed, all or a part; --percent 0 gives them back."""
-
-    async def work(client: Client) -> Sequence[InForce]:
-        with output.progress("handing over") as advance:
-            return await client.schedules.hand_over(
-                *(ids or ()),
-                percent=percent,
-                app=app_,
-                function=function,
-                tag=tag,
-                progress=advance,
-                **_wait(no_wait),
-            )
-
-    found = _ordered(work)
-    _report("changed", found, json=json)
-    if not json:
-        output.say(f"{len(found):,} schedules changed hands")
 
 
 def _given(
