@@ -168,7 +168,7 @@ def _check(text: str, name: str, low: int, high: int, names: tuple[str, ...]) ->
         where = f"{name} {text!r}" + ("" if item == text.upper() else f", where {item!r} is wrong")
         match = _ITEM.fullmatch(item)
         if "~" in item:
-            raise Refused(f"{where}: a random number between; write H({item.replace('~', '-')}) in its place")
+            raise Refused(f"{where}: a random number, another one at each start of cron; write one of them")
         if match is None or (match[1] == "*" and match[2]):
             raise Refused(f"{where}: cron has no such item")
         first, last, step = match.groups()
