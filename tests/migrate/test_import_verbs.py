@@ -156,6 +156,7 @@ def test_apscheduler_and_realigned(folder: Path) -> None:
         (["celery", "nowhere:app"], "there is no module 'nowhere'"),
         (["celery", ":app"], "names no module"),
         (["celery", "jobs:scheduler"], "allowed is a Celery app"),
+        (["celery", "proj"], "proj: what it includes cannot be imported: ZeroDivisionError"),
         (["apscheduler", "jobs:send"], "allowed is a scheduler of APScheduler 3"),
         (["apscheduler", "jobs:nothing"], "jobs has no 'nothing'"),
         (["apscheduler", "broken"], "broken cannot be imported: ZeroDivisionError"),
@@ -164,6 +165,7 @@ def test_apscheduler_and_realigned(folder: Path) -> None:
 def test_mistakes_are_told(folder: Path, arguments: list[str], said: str) -> None:
     (folder / "jobs.py").write_text(APSCHEDULER)
     (folder / "broken.py").write_text("1 / 0\n")
+    (folder / "proj.py").write_text(CELERY.replace('broker="memory://"', 'include=["broken"]'))
     result = call("import", *arguments, input="0 9 * * * x\n")
     assert result.exit_code == 1
     assert said in result.stderr

@@ -112,8 +112,12 @@ def celery(
     if not hasattr(getattr(found, "conf", None), "beat_schedule"):
         raise ConfigurationError(f"{target} is a {type(found).__name__}; allowed is a Celery app")
     # As beat does before it reads them: entries and parameters may be in modules nobody imported yet.
-    found.loader.import_default_modules()
-    found.finalize()
+    try:
+        found.loader.import_default_modules()
+        found.finalize()
+    except Exception as error:  # noqa: BLE001 - the user's modules may raise anything
+        said = f"{type(error).__name__}: {error}"
+        raise ConfigurationError(f"{target}: what it includes cannot be imported: {said}") from None
     entries = celery_.read(found, naming, now=SystemClock().now())
     _finish(entries, celery_.notes(found), out, executes_other, force, json)
 
