@@ -37,6 +37,8 @@ Subject = Annotated[
 Trigger = Literal["cron", "event", "manual", "invoke"]
 CatchUp = Literal["latest", "all", "skip"]
 Dst = Literal["default", "skip", "both"]
+Executes = Literal["jetcron", "other"]
+"""Who executes a schedule's occurrences: `other` is the scheduler it is taken over from."""
 ScheduleState = Literal["active", "paused", "archived", "deleted", "ended"]
 FunctionState = Literal["active", "paused", "archived"]
 ScheduleCommand = Literal[
@@ -133,6 +135,7 @@ class Schedule:
     max_runs: Count | None = None
     counted: Count = 0
     end_given: Time | None = None
+    executes: Executes = "jetcron"
     tags: list[str] = field(default_factory=list)
     by: str | None = None
     armed_from: Time = 0
@@ -481,7 +484,7 @@ class Gap:
     start: Time
     to: Time
     count: Count
-    reason: Literal["catch_up", "too_many", "unknown_history"]
+    reason: Literal["catch_up", "too_many", "unknown_history", "handed_over"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,7 @@ from jetcron.runs import GapView, RunView
 _WHY = {
     "catch_up": "missed, and catch_up left it out",
     "too_many": "missed, with more than catch_up='all' runs",
+    "handed_over": "left to the other scheduler, which executes it",
     "unknown_history": "so long ago that nobody can tell whether it ran",
 }
 
