@@ -44,7 +44,7 @@ def said(lines: list[dict[str, Any]], *more: str) -> list[Any]:
 
 async def test_lines_carry_run_attempt_and_step(stage: Stage, lines: list[dict[str, Any]]) -> None:
     async def code(ctx: Context, _: Any) -> None:
-        log = ctx.log.bind(order=7)
+        log = ctx.log.bind(order=7, more=1).unbind("more").try_unbind("others")
 
         async def inner() -> None:
             log.info("user: inner")
@@ -77,6 +77,7 @@ async def test_lines_carry_run_attempt_and_step(stage: Stage, lines: list[dict[s
     for line in lines:
         if str(line["event"]).startswith("user: "):
             assert (line["run"], line["function"], line["order"]) == (handle.id, "away.again", 7)
+            assert "more" not in line
 
 
 @pytest.mark.parametrize("app", [AWAY, HERE])
@@ -85,6 +86,7 @@ async def test_a_replay_says_nothing_again(
 ) -> None:
     async def code(ctx: Context, _: Any) -> None:
         ctx.log.info("user: begins")
+        ctx.log.new(a=1).info("user: made anew")
         await ctx.step.run("a", calls.note)
         ctx.log.warning("user: a is done")
         await ctx.step.sleep("pause", 0.05)
@@ -99,7 +101,7 @@ async def test_a_replay_says_nothing_again(
 
     handle = await stage.play(code, on=f"{app}.once")
     await handle.result(PATIENCE)
-    assert said(lines) == ["begins", "a is done", "paused", "c failed", "ends"]
+    assert said(lines) == ["begins", "made anew", "a is done", "paused", "c failed", "ends"]
 
 
 async def test_a_failed_attempt_says_again_only_what_comes_after_its_last_step(

@@ -111,6 +111,18 @@ async def test_names_are_exact(stage: Stage) -> None:
     assert await handle.result(PATIENCE) is None
 
 
+@pytest.mark.parametrize("name", ["é" * 200, "a.b-c_d.=x", "$sys.(1)"])
+async def test_names_and_ids_may_be_long_and_odd(stage: Stage, name: str) -> None:
+    async def code(ctx: Context, _: Any) -> Any:
+        event = await ctx.step.wait_for_event("ü" * 200, name, match={"ß.ä": "ö"}, timeout=60)
+        return event and event.name
+
+    handle = await stage.play(code)
+    await stage.waiting(handle)
+    await stage.send(Event(name, {"ß": {"ä": "ö"}}))
+    assert await handle.result(PATIENCE) == name
+
+
 async def test_what_cannot_be_waited_for_is_refused(stage: Stage) -> None:
     async def code(ctx: Context, _: Any) -> None:
         for name in ("order.*", "order.>", "", "a b"):
