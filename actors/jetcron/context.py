@@ -20,6 +20,8 @@ from jetcron_protocol.ids import step_event_id
 from jetcron_protocol.messages import Run
 from jetcron_protocol.subjects import MAX_ID, InvalidName, check_event_name, split_function
 
+_MAKERS = ("new", "unbind", "try_unbind")
+"""What gives another logger."""
 _LEVELS = ("debug", "info", "warning", "warn", "error", "critical", "fatal", "exception", "log", "msg")
 
 
@@ -212,6 +214,8 @@ class RunLog:
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._logger, name)
+        if name in _MAKERS:
+            return lambda *args, **more: RunLog(method(*args, **more), self._memory)
         if not self._memory.replaying:
             return method
         if name in _LEVELS:

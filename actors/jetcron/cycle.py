@@ -133,10 +133,13 @@ def decide_turn(
         return Nothing(f"its schedule is {schedule.state}")
     if end is not None and tick.at > end:
         return Nothing("a newer revision governs its time")
-    if not is_late(tick, now, late_after):
-        return _turn(schedule, tick, end, runs=(tick.at,), after=tick.at)
-    if later_stands:
+    late = is_late(tick, now, late_after)
+    if late and later_stands:
         return Nothing("its chain has gone on")
+    if schedule.executes == "other":
+        return _hand_over(schedule, tick, end, now if late else tick.at)
+    if not late:
+        return _turn(schedule, tick, end, runs=(tick.at,), after=tick.at)
     return _catch_up(schedule, tick, end, now)
 
 
@@ -197,6 +200,14 @@ def _why_left(schedule: Schedule, young: Window) -> Literal["catch_up", "too_old
     if schedule.catch_up != "skip" and young.count == len(young.newest):
         return "too_old"
     return "too_many" if schedule.catch_up == "all" else "catch_up"
+
+
+def _hand_over(schedule: Schedule, tick: Tick, end: int | None, until: int) -> Turn:
+    """The occurrences from this one to `until` are left to the other scheduler, and told to be."""
+    last = until if end is None else min(until, end)
+    count = occurrences(schedule, tick.at - 1, last, 0).count
+    gap = Gap(schedule=tick.schedule, start=tick.at, to=last, count=count, reason="handed_over")
+    return _turn(schedule, tick, end, runs=(), after=max(until, tick.at), gap=gap)
 
 
 def successor_armed_from(previous: Schedule | None, *, stored_at: int, now: int, settle: int) -> int:

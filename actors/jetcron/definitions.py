@@ -45,6 +45,7 @@ FIELDS = (
     "start",
     "end",
     "max_runs",
+    "executes",
     "tags",
 )
 """What the author of a schedule gives, beside its id."""
@@ -66,8 +67,10 @@ _DEFAULTS: Mapping[str, Any] = {
     "jitter": 0,
     "catch_up": "latest",
     "overlap": "allow",
+    "executes": "jetcron",
     "tags": [],
 }
+EXECUTES = ("jetcron", "other")
 _ONCE = ("start", "end", "max_runs")
 
 
@@ -117,6 +120,7 @@ class _Fields:
         self._check("timezone", lambda: check_timezone("", self._get("timezone")))
         self._check("dst", lambda: check_choice("", "dst", self._get("dst"), DSTS))
         self._check("catch_up", lambda: check_choice("", "catch_up", self._get("catch_up"), CATCH_UPS))
+        self._check("executes", lambda: check_choice("", "executes", self._get("executes"), EXECUTES))
         self._check("overlap", lambda: check_overlap("", self._get("overlap")))
         self._check("jitter", lambda: self._span("jitter", timedelta(0), DAY))
         self._check("every", lambda: self._span("every", LEAST_EVERY, MOST_EVERY))

@@ -31,6 +31,8 @@ log = structlog.get_logger("jetcron.event-router")
 BATCH = 500
 WORKERS = 2
 """Batches in hand at one time: one is read and matched while another is being stored."""
+_MEETING = 50
+"""Events whose waits are looked for at one time: each may have very many."""
 _REMEMBERED = 10_000
 _HEADERS = 1024
 """Bytes a run's headers may take."""
@@ -158,7 +160,9 @@ class EventRouter:
             kind.append(one)
         unmet = await self._apart(routed, lambda one: self._open_cancels(triggers, one))
         waited = await self._waits.waited_for({one.event.name for one in routed})
-        unmet |= await self._apart([one for one in routed if one.event.name in waited], self._meet)
+        meeting = [one for one in routed if one.event.name in waited]
+        for start in range(0, len(meeting), _MEETING):
+            unmet |= await self._meet(meeting[start : start + _MEETING])
         await self._process.hand_back([one.delivery for one in unmet])
         await self._store([one for one in routed if one not in unmet])
         await self._store(held)
@@ -187,35 +191,50 @@ class EventRouter:
             if run.function in triggers.cancels:
                 await self._waits.open_cancels(triggers.cancels[run.function], run)
 
-    async def _meet(self, one: "_Routed") -> None:
-        """Wake or cancel the runs that wait for this event."""
+    async def _meet(self, routed: "Sequence[_Routed]") -> "set[_Routed]":
+        """Wake or cancel the runs that wait for these events; those for which it could not be done now.
+
+        Of several for one wait, the one that was published first meets it.
+        """
+        meetings: dict[str, list[tuple[_Routed, StoredMessage, Wait]]] = {}
+
+        async def find(one: _Routed) -> None:
+            for stored, wait in await self._waits.found_by(one.event):
+                meetings.setdefault(stored.subject, []).append((one, stored, wait))
+
+        failed = await self._apart(routed, find)
+
+        async def in_turn(subject: str) -> None:
+            for one, stored, wait in sorted(meetings[subject], key=lambda found: found[0].delivery.sequence):
+                failed.update(await self._apart([one], lambda one: self._wake(one, stored, wait)))  # noqa: B023
+
+        await each(in_turn, meetings)
+        return failed
+
+    async def _wake(self, one: "_Routed", stored: StoredMessage, wait: Wait) -> None:
+        """Wake or cancel a run that waits for this event."""
         event = one.event
-        # An event may name a time long before it was published, and counts for waits from when it was.
-        at = max(event.at or 0, one.delivery.stored_at)
-
-        async def wake(found: tuple[StoredMessage, Wait]) -> None:
-            stored, wait = found
-            if wait.met is None:
-                # Twice delivered, or of a time before the wait: two clocks may differ by as much as the lead.
-                if event.id in wait.seen or at < stored.stored_at - self._settings.lead_ms:
-                    return
-                if wait.purpose == "cancel":
-                    text = f"the event {event.name!r} ({event.id}) cancels it"
-                    ended = await self._endings.cancel(
-                        wait.function, wait.run, Failure(type="CancelledByEvent", message=text)
-                    )
-                    if ended is not None and status_of(ended.last) == "cancelled":
-                        log.debug("cancelled", name=event.name, function=wait.function, run=wait.run)
-                    await self._waits.close(stored.subject)  # though the run had ended before
-                    return
-                if not await self._waits.meet(stored, wait, Met(at=self._clock.now(), event=event)):
-                    return
-            elif wait.met.event is None or wait.met.event.id != event.id:
-                return  # another event was first
-            log.debug("met", name=event.name, function=wait.function, run=wait.run, step=wait.step)
-            await self._waits.wake(wait)
-
-        await each(wake, await self._waits.found_by(event))
+        if wait.met is None:
+            # An event may name a time long before it was published, and counts for waits from when it was.
+            at = max(event.at or 0, one.delivery.stored_at)
+            # Twice delivered, or of a time before the wait: two clocks may differ by as much as the lead.
+            if event.id in wait.seen or at < stored.stored_at - self._settings.lead_ms:
+                return
+            if wait.purpose == "cancel":
+                text = f"the event {event.name!r} ({event.id}) cancels it"
+                ended = await self._endings.cancel(
+                    wait.function, wait.run, Failure(type="CancelledByEvent", message=text)
+                )
+                if ended is not None and status_of(ended.last) == "cancelled":
+                    log.debug("cancelled", name=event.name, function=wait.function, run=wait.run)
+                await self._waits.close(stored.subject)  # though the run had ended before
+                return
+            if not await self._waits.meet(stored, wait, Met(at=self._clock.now(), event=event)):
+                return
+        elif wait.met.event is None or wait.met.event.id != event.id:
+            return  # another event was first
+        log.debug("met", name=event.name, function=wait.function, run=wait.run, step=wait.step)
+        await self._waits.wake(wait)
 
     async def _store(self, routed: "Sequence[_Routed]") -> None:
         """What each delivery leads to, and then its acknowledgement; hand back what could not be stored."""

@@ -12,11 +12,16 @@ from dataclasses import replace
 from jetcron.bus import LONGEST, ROLLUP, TTL, Bus, Outgoing, fenced
 from jetcron.errors import NotFound, PayloadTooLarge, TryAgain
 from jetcron.history import FINISHED, History, finish, reopen, step
+from jetcron.settings import Settings
 from jetcron_protocol.codec import DecodeError, decode, encode
 from jetcron_protocol.messages import JournalEntry, ObjectRef
 
 _CLAIMS = 10_000
 """Runs whose last claim is remembered while journals are followed."""
+
+
+_ENTRY = 8 * 1024
+"""Bytes an entry may take besides its result."""
 
 
 async def read_history(bus: Bus, subject: str) -> History:
@@ -70,6 +75,11 @@ async def _unfolded(bus: Bus, entry: JournalEntry, kept: ObjectRef) -> JournalEn
         # Without its steps, the run would do them again.
         raise TryAgain(0, 0, f"the history of a run is gone: {error}") from None
     return replace(entry, attempts=details.attempts, steps=details.steps, waits=details.waits)
+
+
+def most_inline(bus: Bus, settings: Settings) -> int:
+    """Bytes of a result that an entry may carry: as set, and no more than a message of the server's can."""
+    return min(settings.max_inline, bus.max_body - _ENTRY)
 
 
 class RunJournal:

@@ -27,6 +27,7 @@ from jetcron_protocol.codec import DecodeError, decode, unpack
 from jetcron_protocol.messages import Failure, Gap, JournalEntry, Run
 
 _LISTEN_SECONDS = 5.0
+_SOON = 0.02
 _PAGE = 1_000
 _ID = re.compile(r"(?!gap-)[A-Za-z0-9_-]{1,64}")
 """What stands for a run in a subject; the ledger's gaps stand beside."""
@@ -87,13 +88,19 @@ class RunHandle:
         while True:
             try:
                 async with self._bus.listen(subject) as heard:
+                    wait = _LISTEN_SECONDS
                     # Only the end is read whole: a run may have a thousand entries before it.
                     while status_of(await self._last()) not in FINISHED:
                         try:
-                            async with asyncio.timeout(_LISTEN_SECONDS):
-                                await heard.get()
+                            async with asyncio.timeout(wait):
+                                while not _is_end((await heard.get())[1]):
+                                    pass
+                            wait = (
+                                _SOON  # heard before it is stored, or refused: what is read next says which
+                            )
                         except TimeoutError:
-                            pass  # published while we were disconnected, it is only in the journal: read again
+                            # Published while we were disconnected, it is only in the journal: read again.
+                            wait = min(2 * wait, _LISTEN_SECONDS)
                     return await self.view()
             except TryAgain:
                 await self._bus.clock.sleep(0.5)
@@ -102,6 +109,14 @@ class RunHandle:
         names = self._bus.names
         stored = await self._bus.last(names.journal, names.journal_of(self.function, self.id))
         return None if stored is None else decode(JournalEntry, stored.payload)
+
+
+def _is_end(payload: bytes) -> bool:
+    """Whether an entry may be a run's last."""
+    try:
+        return decode(JournalEntry, payload).entry in FINISHED
+    except DecodeError:
+        return True  # written by a newer program
 
 
 def view(function: str, run: str, history: History) -> RunView:

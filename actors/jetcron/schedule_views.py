@@ -51,6 +51,7 @@ class ScheduleView:
     jitter: timedelta
     catch_up: str
     overlap: str
+    executes: str
     payload: Any
     start: datetime | None
     end: datetime | None
@@ -109,6 +110,7 @@ def view(stored: StoredMessage, schedule: Schedule, *, now: int, at: int | None 
         jitter=schedule.jitter * MILLISECOND,
         catch_up=schedule.catch_up,
         overlap=schedule.overlap,
+        executes=schedule.executes,
         payload=schedule.payload,
         start=_moment(schedule.start),
         end=_moment(end),

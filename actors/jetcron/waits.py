@@ -20,7 +20,7 @@ from jetcron.errors import TryAgain, WrongSequence
 from jetcron.many import each
 from jetcron.options import HOUR, MILLISECOND
 from jetcron.settings import Settings
-from jetcron_protocol.codec import DecodeError, VersionError, decode, encode
+from jetcron_protocol.codec import DecodeError, VersionError, decode, encode, pack
 from jetcron_protocol.matching import Match, is_absent, match_of, value_at, values_token
 from jetcron_protocol.messages import (
     CancelTrigger,
@@ -160,13 +160,25 @@ class Waits:
         """Store what has come for a wait, unless something came before; whether it stands. Then `wake`."""
         ttl = stored.headers.get(TTL)
         headers = fenced(stored.sequence) | ({TTL: ttl} if ttl else {})
+        body = encode(replace(wait, met=met))
+        if len(body) > self._bus.max_body:
+            met = await self._aside(wait, met, ttl)
+            body = encode(replace(wait, met=met))
         try:
-            await self._bus.publish(stored.subject, encode(replace(wait, met=met)), headers)
+            await self._bus.publish(stored.subject, body, headers)
         except WrongSequence:
             # Ours, if an earlier try was not answered.
             last = await self.look(stored.subject)
             return last is not None and last.event == met.event
         return True
+
+    async def _aside(self, wait: Wait, met: Met, ttl: str | None) -> Met:
+        """`met` with the data of its event as an object: with the rest of the wait it is too large for a message."""
+        assert met.event is not None
+        life = int(ttl.removesuffix("s")) if ttl else None
+        name = f"{wait.step}#event {met.event.id}"
+        kept = await self._bus.put_object(wait.run, name, pack(met.event.data), ttl=life)
+        return replace(met, event=replace(met.event, data=None), object=kept)
 
     async def child_ended(self, run: str, function: str, parent: str, step: str, met: Met) -> None:
         """Leave the outcome of a run for the one that invoked it, and wake that."""

@@ -111,6 +111,11 @@ def lane_of(function: str, schedule: str, scheduled_at: int, run: str) -> str:
     return function if run == code_run_id(function, scheduled_at) else schedule
 
 
+def hand_over_rank(schedule: str) -> int:
+    """A number in ``[0, 10_000)``, always the same for one schedule: at 25 % Jetcron executes those below 2,500."""
+    return int.from_bytes(digest("hand-over", schedule, size=8)) % 10_000
+
+
 def spread(schedule: str, at: int, width: int) -> int:
     """A number in ``[0, width)`` milliseconds, always the same for one occurrence: its jitter."""
     if width <= 0:

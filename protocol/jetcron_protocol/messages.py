@@ -41,6 +41,8 @@ MAX_CATCH_UP = 1000
 """Most occurrences that run after an outage: the newest."""
 CatchUpMost = Annotated[int, Field(ge=1, le=MAX_CATCH_UP)]
 Dst = Literal["default", "skip", "both"]
+Executes = Literal["jetcron", "other"]
+"""Who executes a schedule's occurrences: `other` is the scheduler it is taken over from."""
 ScheduleState = Literal["active", "paused", "archived", "deleted", "ended"]
 FunctionState = Literal["active", "paused", "archived"]
 ScheduleCommand = Literal[
@@ -142,6 +144,7 @@ class Schedule:
     max_runs: Count | None = None
     counted: Count = 0
     end_given: Time | None = None
+    executes: Executes = "jetcron"
     tags: list[str] = field(default_factory=list)
     by: str | None = None
     armed_from: Time = 0
@@ -428,7 +431,10 @@ class JournalEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Met:
-    """What a wait was for has come: an event, or the outcome of a run that was invoked."""
+    """What a wait was for has come: an event, or the outcome of a run that was invoked.
+
+    What is too large is the `object`: the result, or the event's data.
+    """
 
     kind: ClassVar[str] = "met"
     at: Time
@@ -511,7 +517,7 @@ class Gap:
     start: Time
     to: Time
     count: Count
-    reason: Literal["catch_up", "too_old", "too_many", "unknown_history", "overlap"]
+    reason: Literal["catch_up", "too_old", "too_many", "unknown_history", "overlap", "handed_over"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Cancelling runs on real actors: queued, held, waiting, executing; by hand and by an event."""
+"""Cancelling runs by hand on real actors: queued, held, waiting, executing."""
 
 import asyncio
 import threading
@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from jetcron import CancelOn, Context, Retry, RunFailed, StepError
+from jetcron import Context, Retry, StepError
 from jetcron.clock import from_ms
-from jetcron.events import Event
 from jetcron.runs import RunHandle
 from tests.support.nats_server import NatsServer
 from tests.support.stack import PATIENCE, until
@@ -20,13 +19,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 FUNCTIONS: dict[str, Any] = {
     "single": {"retries": 0, "concurrency": 1},
-    "matching": {"retries": 0, "cancel_on": CancelOn("order.deleted", match={"order.id": "data.id"})},
-    "any": {"retries": 0, "cancel_on": [CancelOn("never.sent"), CancelOn("stop.all")]},
-    "started": {
-        "retries": 0,
-        "on": "order.placed",
-        "cancel_on": CancelOn("order.dropped", match={"id": "data.id"}),
-    },
+    "slow": {"retry": Retry(attempts=2, waits=[600])},
 }
 
 
@@ -62,9 +55,6 @@ async def ended_as_cancelled(stage: Stage, handle: RunHandle, reason: str = "") 
     assert len(journal) == 1
 
 
-# By hand.
-
-
 async def test_a_queued_run_never_begins(stage: Stage, calls: Calls) -> None:
     gate = asyncio.Event()
 
@@ -72,7 +62,7 @@ async def test_a_queued_run_never_begins(stage: Stage, calls: Calls) -> None:
         await gate.wait()
 
     first = await stage.play(blocks, on=f"{AWAY}.single")
-    await stage.stack.journal.wait("claimed", run=first.id)
+    await stage.entries("claimed", run=first.id)
     queued = await stage.play(calls_only(calls), on=f"{AWAY}.single")
     assert await queued.status() == "queued"
     assert await stage.client.runs.cancel(queued.id, "not wanted") == "cancelled"
@@ -101,7 +91,7 @@ async def test_a_held_run_never_begins(stage: Stage, calls: Calls) -> None:
 async def test_a_claimed_run_that_waits_for_its_time_never_begins(stage: Stage, calls: Calls) -> None:
     """Within the lead a run is claimed and held by its executor."""
     claimed = await stage.play(calls_only(calls), at=from_ms(stage.stack.clock.now() + 1_000))
-    await stage.stack.journal.wait("claimed", run=claimed.id)
+    await stage.entries("claimed", run=claimed.id)
     assert await claimed.cancel() == "cancelled"
     await ended_as_cancelled(stage, claimed)
     assert calls.made == []
@@ -140,6 +130,17 @@ async def test_a_waiting_run_ends_at_once(stage: Stage, calls: Calls, app: str, 
         await until(lambda: "finally" in calls.made, what="unwound")
 
 
+async def test_a_run_that_is_to_be_tried_again_is_not(stage: Stage, calls: Calls) -> None:
+    async def code(ctx: Context, _: Any) -> None:
+        raise ValueError("in ten minutes")
+
+    handle = await stage.play(code, on=f"{AWAY}.slow")
+    await stage.entries("retrying", run=handle.id)
+    assert await handle.status() == "retrying"
+    assert await handle.cancel("enough") == "cancelled"
+    await ended_as_cancelled(stage, handle, "enough")
+
+
 async def test_a_running_one_ends_at_its_next_await_and_unwinds(stage: Stage, calls: Calls) -> None:
     refused = []
 
@@ -159,7 +160,7 @@ async def test_a_running_one_ends_at_its_next_await_and_unwinds(stage: Stage, ca
         return "went on"
 
     handle = await stage.play(code, on=f"{HERE}.again")
-    await stage.stack.journal.wait("step", run=handle.id)
+    await stage.entries("step", run=handle.id)
     assert await handle.cancel() == "cancelled"
     await ended_as_cancelled(stage, handle)
     await until(lambda: refused, what="unwound")
@@ -184,7 +185,7 @@ async def test_branches_of_a_cancelled_run_are_unwound_too(stage: Stage, calls: 
             await ctx.step.run("d", calls.note, "d")
 
     handle = await stage.play(code)
-    await stage.stack.journal.wait("step", run=handle.id)
+    await stage.entries("step", run=handle.id)
     await handle.cancel()
     await ended_as_cancelled(stage, handle)
     await until(lambda: len(calls.made) == 4, what="unwound")
@@ -254,7 +255,7 @@ async def test_a_parent_learns_that_its_child_was_cancelled_and_a_child_goes_on(
         parent = await stage.play(code)
         (opened,) = await stage.opened(parent)
         assert opened.entry.child is not None
-        await stage.stack.journal.wait("claimed", run=opened.entry.child)
+        await stage.entries("claimed", run=opened.entry.child)
         if whom == "child":
             await stage.client.runs.cancel(opened.entry.child, "no")
             assert await parent.result(PATIENCE) == ["Cancelled", "no"]
@@ -262,99 +263,5 @@ async def test_a_parent_learns_that_its_child_was_cancelled_and_a_child_goes_on(
             await parent.cancel()
             await ended_as_cancelled(stage, parent)
             gate.set()
-            await stage.stack.journal.wait("completed", run=opened.entry.child)
+            await stage.entries("completed", run=opened.entry.child)
     assert calls.made == ["child"]
-
-
-# By an event.
-
-
-async def test_an_event_that_matches_cancels_and_others_do_not(stage: Stage, calls: Calls) -> None:
-    async def code(ctx: Context, _: Any) -> None:
-        await ctx.step.sleep("long", 600)
-
-    one, two = [await stage.play(code, {"id": number}, on=f"{AWAY}.matching") for number in (1, 2)]
-    for handle in (one, two):
-        await stage.waiting(handle)
-    await stage.send(Event("order.deleted", {"order": {"id": 3}}), Event("order.deleted", {"id": 1}))
-    assert [await handle.status() for handle in (one, two)] == ["waiting"] * 2
-    event = Event("order.deleted", {"order": {"id": 1}}, id="E1")
-    await stage.send(event)
-    failed = await stage.failure_of(one)
-    assert failed.type == "CancelledByEvent"
-    assert "'order.deleted' (E1)" in failed.message
-    assert await two.status() == "waiting"
-    await two.cancel()
-
-
-async def test_one_event_cancels_all_of_them_wherever_they_are(stage: Stage, calls: Calls) -> None:
-    async def code(ctx: Context, kind: str) -> None:
-        try:
-            await (asyncio.sleep(600) if kind == "running" else ctx.step.sleep("long", 600))
-        finally:
-            calls.made.append(kind)
-
-    handles = [
-        await stage.play(code, "waiting", on=f"{AWAY}.any"),
-        await stage.play(code, "here", on=f"{HERE}.any"),
-        await stage.play(code, "running", on=f"{AWAY}.any"),
-        await stage.play(code, "held", on=f"{AWAY}.any", at=from_ms(stage.stack.clock.now() + 3_600_000)),
-    ]
-    await stage.waiting(handles[0])
-    await stage.opened(handles[1])
-    await stage.stack.journal.wait("claimed", run=handles[2].id)
-    await stage.send(Event("stop.all"))
-    for handle in handles:
-        assert (await stage.failure_of(handle)).type == "CancelledByEvent"
-    await until(lambda: sorted(calls.made) == ["here", "running", "waiting"], what="unwound")
-
-
-async def test_an_event_before_the_run_began_cancels_it_all_the_same(stage: Stage, calls: Calls) -> None:
-    """Whoever made the run stored the wait: a router, a client, a parent."""
-    await stage.executors[AWAY].stop()
-    try:
-        stage.codes[-1] = calls_only(calls)
-        by_hand = await stage.play(calls_only(calls), {"id": 1}, on=f"{AWAY}.matching")
-        await stage.send(Event("order.placed", {"code": -1, "data": {"id": 2}}))
-        await stage.stack.journal.wait("claimed", function=f"{HERE}.started")
-
-        async def parent(ctx: Context, _: Any) -> Any:
-            data = {"code": -1, "data": {"id": 3}}
-            await ctx.step.invoke("child", f"{AWAY}.matching", data)
-
-        invoking = await stage.play(parent, on=f"{HERE}.once")
-        (opened,) = await stage.opened(invoking)
-        await stage.send(
-            Event("order.deleted", {"order": {"id": 1}}),
-            Event("order.dropped", {"id": 2}),
-            Event("order.deleted", {"order": {"id": 3}}),
-        )
-        cancelled = await stage.stack.journal.wait("cancelled", run=by_hand.id)
-        await stage.stack.journal.wait("cancelled", function=f"{AWAY}.started")
-        await stage.stack.journal.wait("cancelled", run=opened.entry.child or "")
-        assert [one.entry.error and one.entry.error.type for one in cancelled] == ["CancelledByEvent"]
-    finally:
-        stage.executors[AWAY] = await stage.execute(AWAY)
-    with pytest.raises(RunFailed):
-        await by_hand.result(PATIENCE)
-    assert "CancelledByEvent" in (await stage.failure_of(invoking)).message
-    assert len(calls.made) == 1, "that of the other app"
-
-
-async def test_a_failed_run_begun_again_can_be_cancelled_by_its_event(stage: Stage) -> None:
-    attempts = []
-
-    async def code(ctx: Context, _: Any) -> None:
-        attempts.append(1)
-        if len(attempts) == 1:
-            raise ValueError("once")
-        await ctx.step.sleep("long", 600)
-
-    handle = await stage.play(code, {"id": 9}, on=f"{AWAY}.matching")
-    await stage.failure_of(handle)
-    names = stage.stack.names
-    await stage.stack.settled(names.work, names.run_consumer(handle.function))
-    await stage.client.runs.retry(handle.id)
-    await stage.waiting(handle)
-    await stage.send(Event("order.deleted", {"order": {"id": 9}}))
-    assert (await stage.failure_of(handle)).type == "CancelledByEvent"

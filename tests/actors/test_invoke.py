@@ -103,7 +103,7 @@ async def test_a_child_that_takes_too_long_goes_on(stage: Stage) -> None:
     assert kind == "TimeoutError"
     assert message == f"here.once did not end within 0.05 s; its run {child_id} goes on"
     gate.set()
-    (ended,) = await stage.stack.journal.wait("completed", run=child_id)
+    (ended,) = await stage.entries("completed", run=child_id)
     assert ended.entry.result == "late"
 
 
@@ -162,6 +162,34 @@ async def test_a_replay_starts_no_second_child(stage: Stage, calls: Calls) -> No
     gate.set()
     assert await parent.result(PATIENCE) == ["slow", "fast"]
     assert sorted(calls.made) == ["fast", "slow"]
+
+
+async def test_a_parent_begun_again_starts_another_child_for_one_that_failed(
+    stage: Stage, calls: Calls
+) -> None:
+    """What a child gave stands; one that failed is left as it is, and another one is tried."""
+
+    async def child(ctx: Context, name: str) -> str:
+        calls.made.append((name, ctx.run_id))
+        if name == "bad" and len([made for made in calls.made if made[0] == "bad"]) == 1:
+            raise ValueError("the first time")
+        return name
+
+    stage.codes[-105] = child
+
+    async def code(ctx: Context, _: Any) -> Any:
+        return [
+            await ctx.step.invoke(name, "here.once", {"code": -105, "data": name}) for name in ("good", "bad")
+        ]
+
+    parent = await stage.play(code)
+    await stage.failure_of(parent)
+    names = stage.stack.names
+    await stage.stack.settled(names.work, names.run_consumer(parent.function))
+    await stage.client.runs.retry(parent.id)
+    assert await parent.result(PATIENCE) == ["good", "bad"]
+    assert [name for name, _ in calls.made] == ["good", "bad", "bad"]
+    assert len({run for _, run in calls.made}) == 3
 
 
 async def test_children_side_by_side_and_children_of_children(stage: Stage) -> None:

@@ -140,7 +140,7 @@ async def test_what_code_does_to_a_result_changes_nothing_that_is_remembered(sta
         raise NonRetriableError("to see what is kept")
 
     handle = await stage.play(code)
-    await stage.stack.journal.wait("failed", run=handle.id)
+    await stage.failure_of(handle)
     assert seen == [["a"]] * 4
     steps = (await handle.history()).steps
     assert [steps[step].result for step in ("load", "untyped")] == [{"names": ["a"]}] * 2

@@ -62,7 +62,7 @@ async def test_a_branch_that_is_busy_keeps_the_run(stage: Stage, calls: Calls, h
 
     handle = await stage.play(code)
     await stage.opened(handle)
-    await stage.stack.journal.wait("step", run=handle.id)
+    await stage.entries("step", run=handle.id)
     # Longer than it takes to leave: another run does, meanwhile.
     assert await stage.result(pausing) == "paused"
     assert await handle.status() == "running"

@@ -111,6 +111,18 @@ async def test_names_are_exact(stage: Stage) -> None:
     assert await handle.result(PATIENCE) is None
 
 
+@pytest.mark.parametrize("name", ["é" * 200, "a.b-c_d.=x", "$sys.(1)"])
+async def test_names_and_ids_may_be_long_and_odd(stage: Stage, name: str) -> None:
+    async def code(ctx: Context, _: Any) -> Any:
+        event = await ctx.step.wait_for_event("ü" * 200, name, match={"ß.ä": "ö"}, timeout=60)
+        return event and event.name
+
+    handle = await stage.play(code)
+    await stage.waiting(handle)
+    await stage.send(Event(name, {"ß": {"ä": "ö"}}))
+    assert await handle.result(PATIENCE) == name
+
+
 async def test_what_cannot_be_waited_for_is_refused(stage: Stage) -> None:
     async def code(ctx: Context, _: Any) -> None:
         for name in ("order.*", "order.>", "", "a b"):
@@ -138,7 +150,7 @@ async def test_none_comes_after_the_time_out_and_the_event_no_more(stage: Stage,
         return seen[-1]
 
     handle = await stage.play(code, on=f"{app}.once")
-    await stage.stack.journal.wait("step", run=handle.id)
+    await stage.entries("step", run=handle.id)
     await stage.send(Event(f"late.{app}", 1))
     await stage.send(Event(f"go.{app}"))
     assert await handle.result(PATIENCE) is None
@@ -201,6 +213,14 @@ async def test_one_event_wakes_every_run_that_waits_for_it(stage: Stage) -> None
     assert await all_of(others) == [{"k": 2}] * 5
 
 
+async def test_of_events_sent_together_the_first_meets_the_wait(stage: Stage) -> None:
+    handles = [await stage.play(waits_for("order", {"k": number})) for number in range(20)]
+    for handle in handles:
+        await stage.waiting(handle)
+    await stage.send(*(Event("order", {"k": number, "n": n}) for n in range(3) for number in range(20)))
+    assert await all_of(handles) == [{"k": number, "n": 0} for number in range(20)]
+
+
 async def test_an_event_sent_twice_is_one_event_for_a_run(stage: Stage) -> None:
     """A run waits for the same name again: what it had already is not what it waits for."""
 
@@ -233,13 +253,13 @@ async def test_the_event_that_started_a_run_does_not_meet_its_wait(stage: Stage)
     stage.codes[-1] = code
     names = stage.stack.names
     await stage.send(Event("waits.start", {"code": -1, "data": None}))
-    runs = [one.run for one in await stage.stack.journal.wait("waiting", function="away.started")]
+    runs = [one.run for one in await stage.entries("waiting", function="away.started")]
     (first,) = [m for m in await stage.stack.stored(names.events) if m.subject == names.event("waits.start")]
     await stage.stack.bus.publish(first.subject, first.payload, {"Jetcron-Event": "1"})
     await stage.stack.settled(names.events, names.event_router)
     assert (await stage.client.runs.get(runs[0])).status == "waiting"
     await stage.send(Event("waits.start", {"code": -1, "data": 2}))
-    (ended,) = await stage.stack.journal.wait("completed", run=runs[0])
+    (ended,) = await stage.entries("completed", run=runs[0])
     assert ended.entry.result == {"code": -1, "data": 2}
 
 

@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Self
 
 from jetcron.bus import Bus
 from jetcron.control import RunControl
 from jetcron.dispatch import new_run
 from jetcron.errors import BusError, JetcronError, RunFailed, TryAgain
 from jetcron.events import Event, store_events, to_wire
+from jetcron.history import FINISHED
 from jetcron.runs import RunHandle
 from jetcron_protocol.codec import decode
 from jetcron_protocol.ids import manual_run_id
@@ -38,13 +39,17 @@ class Diary(Books):
     def __init__(self, bus: Bus) -> None:
         super().__init__(bus)
         self.order: list[tuple[str, JournalEntry]] = []
+        self._over: set[str] = set()
 
     def _enter(self, sequence: int, subject: str, payload: bytes) -> None:
         new = sequence not in self._seen
         super()._enter(sequence, subject, payload)
         run = subject.rsplit(".", 1)[1]
         if new and not run.startswith("gap-"):
-            self.order.append((run, decode(JournalEntry, payload)))
+            entry = decode(JournalEntry, payload)
+            self.order.append((run, entry))
+            if entry.entry in FINISHED:
+                self._over.add(run)
 
     def forget(self) -> None:
         """Begin anew: what was entered so far is over."""
@@ -53,7 +58,7 @@ class Diary(Books):
         self.order.clear()
 
     def over(self, run: str) -> bool:
-        return bool(self.ended(run))
+        return run in self._over
 
     def told(self, run: str) -> str:
         """A run's entries, a line each."""
@@ -70,20 +75,27 @@ class Diary(Books):
 
 @dataclass(slots=True)
 class Notes:
-    """What the code noted, read as it grows."""
+    """What the code noted, read as it grows. `waits`: which node and kind waits, by run and name of event."""
 
     file: Path
     read: int = 0
     lines: list[dict[str, Any]] = field(default_factory=list)
+    waits: dict[tuple[str, str], tuple[int, str]] = field(default_factory=dict)
 
-    def of(self, *whats: str) -> list[dict[str, Any]]:
+    def look(self) -> Self:
         with self.file.open("rb") as file:
             file.seek(self.read)
             new = file.read()
         whole = new[: new.rfind(b"\n") + 1]
         self.read += len(whole)
-        self.lines += [json.loads(line) for line in whole.splitlines()]
-        return [line for line in self.lines if line["what"] in whats]
+        for line in map(json.loads, whole.splitlines()):
+            self.lines.append(line)
+            if line["what"] == "waits":
+                self.waits[line["run"], line["name"]] = line["k"], line["kind"]
+        return self
+
+    def of(self, *whats: str) -> list[dict[str, Any]]:
+        return [line for line in self.look().lines if line["what"] in whats]
 
 
 class Play:
@@ -98,6 +110,7 @@ class Play:
         self._random = Random(seed)
         self._answered = 0
         self._cancelled: set[str] = set()
+        self._open: dict[str, str] = {}
         self._sending: set[asyncio.Task[None]] = set()
 
     def run_of(self, root: str) -> str:
@@ -107,6 +120,7 @@ class Play:
         """Start a workflow; returns when the server has it, however often it was away."""
         root = f"{self._name}-{len(self.flows)}"
         self.flows[root] = flow
+        self._open[root] = self.run_of(root)
         now = now_ms()
         data = {"root": root, "flow": flow}
         run = Run(run=self.run_of(root), function=FLOW, trigger="manual", fire_at=now, payload=data)
@@ -130,12 +144,8 @@ class Play:
             await asyncio.sleep(0.02)
 
     async def _answer(self, run: str, entry: JournalEntry) -> None:
-        (asked,) = {
-            (line["k"], line["kind"])
-            for line in self.notes.of("waits")
-            if (line["run"], line["name"]) == (run, entry.target)
-        }
-        k, kind = asked
+        assert entry.target is not None
+        k, kind = self.notes.look().waits[run, entry.target]
         chance = self._random.random
         data = {"run": run, "to": {"node": k}}
         if kind == "raced":
@@ -143,7 +153,6 @@ class Play:
             await asyncio.sleep(max(at_the_end + (chance() - 0.5) * 0.2, 0))
         elif chance() < 0.7:
             await asyncio.sleep(chance() * 0.8)
-        assert entry.target is not None
         others = [{**data, "run": "another"}, {**data, "run": f"{run}x"}]
         if chance() < 0.3:
             await self._send(entry.target, self._random.choice(others), f"decoy-{run}-{k}")
@@ -167,7 +176,8 @@ class Play:
     # The end.
 
     def under_way(self) -> list[str]:
-        return [root for root in self.flows if not self.diary.over(self.run_of(root))]
+        self._open = {root: run for root, run in self._open.items() if not self.diary.over(run)}
+        return list(self._open)
 
     async def all(
         self, count: int, chance: Random, *, at_once: int, patience: float = 60.0, **shape: Any

@@ -417,3 +417,37 @@ def test_what_is_not_active_is_not_repaired(state: Any) -> None:
 
 def test_what_has_nothing_left_is_not_repaired() -> None:
     assert repair(Entry(ONCE, 5), healthy_at=NINE, horizon=0) is None
+
+
+# What is left to the other scheduler.
+
+OTHER = replace(HOURLY, executes="other")
+
+
+def test_what_the_other_executes_makes_no_run_is_told_and_goes_on() -> None:
+    turn = turned(OTHER)
+    assert turn.runs == ()
+    assert turn.gap == Gap(schedule="app.f", start=NINE, to=NINE, count=1, reason="handed_over")
+    assert turn.next == Tick(schedule="app.f", revision=5, at=NINE + HOUR)
+    once = turned(replace(ONCE, executes="other"))
+    assert (once.runs, once.next, once.ended) == ((), None, True)
+
+
+def test_late_all_up_to_now_is_left_to_the_other() -> None:
+    turn = turned(replace(OTHER, catch_up="all"), now=NINE + 3 * HOUR + 1)
+    assert turn.runs == ()
+    assert turn.gap == Gap(
+        schedule="app.f", start=NINE, to=NINE + 3 * HOUR + 1, count=4, reason="handed_over"
+    )
+    assert turn.next == Tick(schedule="app.f", revision=5, at=NINE + 4 * HOUR)
+    assert turned(OTHER, now=NINE + DAY, later_stands=True) == Nothing("its chain has gone on")
+
+
+def test_the_revision_in_force_says_who_executes() -> None:
+    handed = Past(schedule=OTHER, end=NINE + HOUR)
+    old = turned(HOURLY, NINE + HOUR, now=NINE + HOUR, revision=6, past=handed)
+    assert (old.runs, old.gap.reason, old.next) == ((), "handed_over", None)
+    (run,) = turned(HOURLY, NINE + 2 * HOUR, revision=6, tick_revision=6).runs
+    assert run.scheduled_at == NINE + 2 * HOUR
+    late = turned(HOURLY, NINE, now=NINE + 5 * HOUR, revision=6, past=handed)
+    assert (late.gap.count, late.gap.to, late.next) == (2, NINE + HOUR, None)

@@ -117,6 +117,7 @@ CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["dst='skip'", "no effect"],
     ),
     "too much jitter": ({"jitter": 90_000}, ["jitter=90000", "1 day"]),
+    "unknown executor": ({"executes": "celery"}, ["executes='celery'", "jetcron", "other"]),
     "unknown catch-up": ({"catch_up": "some"}, ["catch_up='some'", "latest"]),
     "unknown overlap": ({"overlap": "perhaps"}, ["overlap='perhaps'", "cancel_running"]),
     "an end before the start": (
@@ -207,6 +208,7 @@ definitions = st.fixed_dictionaries(
         "payload": st.dictionaries(st.text(st.characters(codec="utf-8")), st.integers(0, 5), min_size=1),
         "jitter": st.integers(0, 86_400),
         "catch_up": st.sampled_from(["latest", "all", "skip"]),
+        "executes": st.sampled_from(["jetcron", "other"]),
         "tags": st.lists(st.sampled_from("abc")),
     },
 ).flatmap(

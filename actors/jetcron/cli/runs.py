@@ -23,6 +23,7 @@ _WHY = {
     "catch_up": "missed, and catch_up left it out",
     "too_old": "missed, and older than catch_up lets run",
     "too_many": "missed, with more than catch_up='all' runs",
+    "handed_over": "left to the other scheduler, which executes it",
     "unknown_history": "so long ago that nobody can tell whether it ran",
     "overlap": "another one of its schedule went on, and overlap left it out",
 }

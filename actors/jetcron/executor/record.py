@@ -13,13 +13,14 @@ from typing import Any
 import structlog
 
 from jetcron import dispatch, retry
-from jetcron.bus import Bus
+from jetcron.bus import Bus, Outgoing
 from jetcron.clock import Clock
 from jetcron.endings import Endings, handling_run
 from jetcron.errors import NonRetriableError, PayloadTooLarge
 from jetcron.executor.claimed import Claimed
 from jetcron.executor.invoke import Outcome, Raised, Returned, Waiting, describe
 from jetcron.history import about
+from jetcron.journal import most_inline
 from jetcron.lanes import Lanes, lane_for, waits_for_turn
 from jetcron.metrics import Metrics
 from jetcron.settings import Settings
@@ -105,7 +106,7 @@ class Recorder:
             body = pack(result)
             if len(body) > self._settings.max_result:
                 raise PayloadTooLarge(len(body), self._settings.max_result)
-            if len(body) > self._settings.max_inline:
+            if len(body) > most_inline(self._bus, self._settings):
                 # Apart from what the run's steps left, which goes now; and under a name of our own: if we are
                 # frozen, and another has the run, we must not replace what it journals.
                 owner, name = f"{claimed.run.run}-result", claimed.identity.id
@@ -214,9 +215,19 @@ class Recorder:
         )
         if claimed.definition.on_failure is None:
             return
+        message = self._handling(claimed.definition.on_failure, run, last, failure, data_of(run))
+        if len(message.payload) > self._bus.max_body:
+            log.warning("data is too large for its failure handler", function=run.function, run=run.run)
+            message = self._handling(claimed.definition.on_failure, run, last, failure, None)
+        await self._bus.store(message)
+
+    def _handling(
+        self, handler: str, run: Run, last: JournalEntry, failure: Failure, data: object
+    ) -> Outgoing:
+        """The run that handles the failure of `run`."""
         handling = Run(
             run=handling_run(run.run, last.turn),
-            function=claimed.definition.on_failure,
+            function=handler,
             trigger="invoke",
             fire_at=last.at,
             parent=run.run,
@@ -226,12 +237,10 @@ class Recorder:
                 "run": run.run,
                 "error": {"type": failure.type, "message": failure.message},
                 "attempts": last.attempt + 1,
-                "data": data_of(run),
+                "data": data,
             },
         )
-        await self._bus.store(
-            dispatch.new_run(self._names, handling, now=self._clock.now(), lead=self._settings.lead_ms)
-        )
+        return dispatch.new_run(self._names, handling, now=self._clock.now(), lead=self._settings.lead_ms)
 
     def _keep(self, claimed: Claimed, *, failed: bool) -> int:
         if claimed.definition.keep is not None:

@@ -10,7 +10,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
@@ -33,6 +33,7 @@ from jetcron.executor.branches import OUTSIDE, Branches
 from jetcron.executor.claimed import Claimed
 from jetcron.executor.invoke import describe
 from jetcron.executor.threads import call
+from jetcron.journal import most_inline
 from jetcron.options import Retry
 from jetcron.results import result_reader
 from jetcron.settings import Settings, variable_of
@@ -219,6 +220,8 @@ class Steps:
             opened = await self._open(step, "wait", until=until, target=name, wait=subject)
         met = await self._until(opened)
         event = met.event if met is not None else None
+        if event is not None and met is not None and met.object is not None:
+            event = replace(event, data=await self._outcome(met))
         stored = await self._storable(step, None if event is None else _fields(event))
         await self._record(step, "wait", started=opened.at, target=name, **stored)
         return event
@@ -355,6 +358,7 @@ class Steps:
     async def _record(self, step: str, op: Op, **what: Any) -> None:
         """Journal that a step is done; only then, and in its turn, may the code go on."""
         self._order[step] = await self._append("step", step=step, op=op, **what) - 1
+        self._reached(step)
         await self._branches.turn(self._order[step])
         self._check_running(step)
 
@@ -391,7 +395,7 @@ class Steps:
             body = pack(result)
         except EncodeError as error:
             raise NonRetriableError(f"run {self._run.run}, step {step!r}: {error}") from None
-        if len(body) <= self._settings.max_inline:
+        if len(body) <= most_inline(self._tools.bus, self._settings):
             # A copy: the code may change what it was given.
             return {"result": result if isinstance(result, _SCALARS) else unpack(body)}
         if len(body) > self._settings.max_result:
