@@ -12,7 +12,7 @@ from jetcron.errors import ConfigurationError, ScheduleRefused
 from jetcron.given import UNCHANGED, Unchanged, moment, wire
 from jetcron.handover import HandOver
 from jetcron.load import Load, empty
-from jetcron.options import YEAR, ZERO, Duration, check_choice, check_duration, check_int
+from jetcron.options import YEAR, ZERO, CatchUp, Duration, check_choice, check_duration, check_int
 from jetcron.runs import RunHandle
 from jetcron.schedule_checks import check_functions, checked_parts
 from jetcron.schedule_details import Details, details, upcoming
@@ -55,7 +55,7 @@ class Schedules(HandOver):
         payload: Any = None,
         dst: Dst = "default",
         jitter: Duration | str | None = None,
-        catch_up: CatchUpPolicy = "latest",
+        catch_up: CatchUpPolicy | CatchUp = "latest",
         overlap: Overlap = "allow",
         executes: Executes = "jetcron",
         start: Moment | None = None,
@@ -122,7 +122,7 @@ class Schedules(HandOver):
         payload: Any = UNCHANGED,
         dst: Dst | Unchanged = UNCHANGED,
         jitter: Duration | str | Unchanged | None = UNCHANGED,
-        catch_up: CatchUpPolicy | Unchanged = UNCHANGED,
+        catch_up: CatchUpPolicy | CatchUp | Unchanged = UNCHANGED,
         overlap: Overlap | Unchanged = UNCHANGED,
         executes: Executes | Unchanged = UNCHANGED,
         start: Moment | Unchanged | None = UNCHANGED,

@@ -12,6 +12,7 @@ from jetcron.clock import to_ms
 from jetcron.cycle import next_occurrence
 from jetcron.definitions import FIELDS, MAX_PAYLOAD, MAX_TAGS, check, definition
 from jetcron.given import checked, wire, written
+from jetcron.options import CatchUp
 from jetcron_protocol.codec import decode, encode
 from jetcron_protocol.messages import Schedule
 
@@ -233,3 +234,17 @@ def test_a_schedule_survives_being_written_to_a_file(values: dict[str, Any]) -> 
     assert check(again, now=NOW).schedule == first.schedule
     assert definition(first.schedule).keys() <= set(FIELDS)
     assert first.schedule.at is not None or next_occurrence(first.schedule, NOW) is not None
+
+
+def test_bounds_on_what_is_caught_up() -> None:
+    bounded = sound(catch_up=CatchUp("all", within=timedelta(hours=2), most=50))
+    assert (bounded.catch_up, bounded.catch_up_within, bounded.catch_up_most) == ("all", 7_200_000, 50)
+    assert sound(catch_up="all", catch_up_within="2h", catch_up_most=50) == bounded
+    assert checked(written(bounded), now=NOW)[1].schedule == bounded
+    raw, *_ = wire({"catch_up": CatchUp("latest")})
+    assert raw == {"catch_up": "latest", "catch_up_within": None, "catch_up_most": None}, (
+        "an update takes them away"
+    )
+    useless = faults(catch_up="skip", catch_up_within=60, catch_up_most=5)
+    assert [fault.split("=")[0] for fault in useless] == ["catch_up_within", "catch_up_most"]
+    assert len(faults(catch_up="all", catch_up_within=0, catch_up_most=1_001)) == 2
