@@ -34,6 +34,11 @@ def held_tick(names: Names, tick: Tick, lead: int) -> Outgoing:
     )
 
 
+def is_quiet(run: Run) -> bool:
+    """Whether a run descends from one of Jetcron's own events: events that told of its end might go on for ever."""
+    return run.quiet or (run.event is not None and run.event.name.startswith(SYSTEM_EVENTS))
+
+
 def new_run(names: Names, run: Run, *, now: int, lead: int) -> Outgoing:
     """A run at turn 0: ready if it is due within `lead` ms, else held until then. Carries its id."""
     if run.fire_at - now > lead:

@@ -237,5 +237,6 @@ def about(run: Run, cancels: Sequence[str] = ()) -> About:
         parent=run.parent,
         parent_function=run.parent_function,
         parent_step=run.parent_step,
+        quiet=run.quiet,
         cancels=list(cancels),
     )

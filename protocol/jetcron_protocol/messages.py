@@ -86,6 +86,7 @@ class Run:
     `scheduled_at` is the occurrence's own time; `fire_at` adds its jitter, or is that of a retry. Of a run
     another one started, `parent` and `parent_function` say which; `parent_step`, where it waits for the outcome.
     `overlap`, of an occurrence, is what its schedule does when the one before it still goes on; None is ``allow``.
+    `quiet`: no event tells of its end, for it descends from one that did of another's.
     """
 
     kind: ClassVar[str] = "run"
@@ -103,6 +104,7 @@ class Run:
     parent: Token | None = None
     parent_function: FunctionId | None = None
     parent_step: str | None = None
+    quiet: bool = False
 
 
 def data_of(run: Run) -> Any:
@@ -303,6 +305,7 @@ class About:
     parent: Token | None = None
     parent_function: FunctionId | None = None
     parent_step: str | None = None
+    quiet: bool = False
     cancels: list[str] = field(default_factory=list)
 
 

@@ -186,6 +186,7 @@ class Recorder:
                     about_,
                     keep=self._keep(claimed, failed=True),
                     tell=self._told(),
+                    loose=bool(claimed.opening),
                 )
 
     async def _hold(self, run: Run, last: JournalEntry) -> None:
