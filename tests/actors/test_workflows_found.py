@@ -158,3 +158,37 @@ async def test_a_wait_whose_branch_is_cancelled_as_it_ends_is_forgotten(stage: S
     run, cancelled = await stage.result(code, on=f"{HERE}.once")
     assert cancelled == "True"
     assert await stage.stack.bus.subjects(names.journal, names.waits_of(run)) == []
+
+
+@pytest.mark.parametrize("app", [AWAY, HERE])
+async def test_a_step_recorded_while_its_branch_was_cancelled_is_found_by_the_next_try(
+    stage: Stage, app: str
+) -> None:
+    """Its place in the order of results was not known: the try failed with it, and so did all that followed."""
+    calls = Calls()
+    tries = 0
+
+    async def code(ctx: Context, _: Any) -> Any:
+        async def outer() -> Any:
+            nonlocal tries
+            tries += 1
+            called = asyncio.Event()
+
+            async def inner() -> int:
+                called.set()
+                return await calls.note(tries)
+
+            async def fails_at_first() -> None:
+                if tries == 1:
+                    await called.wait()
+                    raise ValueError("while the step is recorded")
+
+            async with asyncio.TaskGroup() as group:
+                step = group.create_task(ctx.step.run("inner", inner))
+                group.create_task(fails_at_first())
+            return step.result()
+
+        return await ctx.step.run("outer", outer, retry=QUICK)
+
+    assert await stage.result(code, on=f"{app}.once") == 1
+    assert calls.made == [1]

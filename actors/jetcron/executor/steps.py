@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from itertools import islice
 from typing import Any, NoReturn, TypeVar
 
 import anyio
@@ -324,7 +325,7 @@ class Steps:
                 self._known.add(step)
             return None
         self._same_kind(step, done, op, target)
-        await self._branches.turn(self._order[step])
+        await self._branches.turn(self._order_of(step))
         self._reached(step)
         self._check_running(step)
         if done.error is not None:
@@ -362,10 +363,17 @@ class Steps:
 
     async def _record(self, step: str, op: Op, **what: Any) -> None:
         """Journal that a step is done; only then, and in its turn, may the code go on."""
-        self._order[step] = await self._append("step", step=step, op=op, **what) - 1
+        await self._append("step", step=step, op=op, **what)
         self._reached(step)
-        await self._branches.turn(self._order[step])
+        await self._branches.turn(self._order_of(step))
         self._check_running(step)
+
+    def _order_of(self, step: str) -> int:
+        """Its place among the finished steps; whoever recorded it may have been cancelled while it was."""
+        if step not in self._order:
+            for id in islice(self._history.steps, len(self._order), None):
+                self._order[id] = len(self._order)
+        return self._order[step]
 
     async def _open(self, step: str, op: Op, **what: Any) -> OpenStep:
         """Journal that a step waits."""
