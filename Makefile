@@ -9,11 +9,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint check demo bench soak clean
+.PHONY: help install test lint check demo bench soak soak-durable clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  \033[1mmake %-9s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@printf '\n  Variables: PYTHON=%s VENV=%s WORKERS=%s DEMO_SECONDS=n ARGS="..." (test, demo, bench, soak)\n' \
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  \033[1mmake %-12s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@printf '\n  Variables: PYTHON=%s VENV=%s WORKERS=%s DEMO_SECONDS=n ARGS="..." (test, demo, bench, soak, soak-durable)\n' \
 		'$(PYTHON)' '$(VENV)' '$(WORKERS)'
 
 # A pip older than 25.1 knows no dependency groups.
@@ -44,6 +44,9 @@ bench: $(STAMP) ## Measure throughput and precision on this machine
 
 soak: $(STAMP) ## Run for long, killing things, and count what was lost or doubled
 	'$(BIN)/python' -m benchmarks.soak $(ARGS)
+
+soak-durable: $(STAMP) ## The same for durable runs: random workflows, whose results and journals must be right
+	'$(BIN)/python' -m benchmarks.durable_soak $(ARGS)
 
 clean: ## Remove everything made here, .venv too
 	rm -rf '$(VENV)' dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

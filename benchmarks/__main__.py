@@ -4,20 +4,25 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from benchmarks import lateness, memory, scale, schedules, throughput
+import uvloop
+
+from benchmarks import lateness, memory, scale, schedules, steps, throughput
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument(
-        "what", nargs="*", choices=["throughput", "lateness", "memory", "schedules", "scale", []], default=[]
+        "what",
+        nargs="*",
+        choices=["throughput", "lateness", "memory", "schedules", "scale", "steps", "waits", []],
+        default=[],
     )
     parser.add_argument("--seconds", type=int, default=300, help="how long ten functions fire each second")
     parser.add_argument(
         "--schedules", type=int, default=schedules.COUNT, help="how many schedules are created"
     )
     arguments = parser.parse_args()
-    wanted = arguments.what or ["throughput", "lateness", "memory", "schedules"]
+    wanted = arguments.what or ["throughput", "lateness", "memory", "schedules", "steps", "waits"]
     with tempfile.TemporaryDirectory() as folder:
         if "throughput" in wanted:
             throughput.run(str(Path(folder) / "throughput"))
@@ -25,11 +30,14 @@ def main() -> None:
             lateness.run(str(Path(folder) / "lateness"), arguments.seconds)
         if "memory" in wanted:
             memory.run(str(Path(folder) / "memory"))
+        if "steps" in wanted:
+            uvloop.run(steps.measure_steps(str(Path(folder) / "steps")))
+        if "waits" in wanted:
+            uvloop.run(steps.measure_waits(str(Path(folder) / "waits")))
         if "schedules" in wanted:
             schedules.run(arguments.schedules)
-        if (
-            "scale" in arguments.what
-        ):  # only when asked for: with a million schedules it takes a quarter of an hour
+        # Only when asked for: with a million schedules it takes minutes.
+        if "scale" in arguments.what:
             scale.run(arguments.schedules, str(Path(folder) / "scale"))
 
 

@@ -38,6 +38,30 @@ async def due(ctx: Context) -> None:
         note("due", ctx.run_id, (now - ctx.scheduled_at.timestamp()) * 1000)
 
 
+async def nothing() -> None: ...
+
+
+@app.function(on="bench.steps")
+async def steps(ctx: Context, data: dict[str, Any]) -> None:
+    """So many no-op steps, one after the other."""
+    for _ in range(data["n"]):
+        await ctx.step.run("step", nothing)
+
+
+@app.function(on="bench.resumed")
+async def resumed(ctx: Context, data: dict[str, Any]) -> None:
+    """So many no-op steps, then a wait: what it wakes from, it has to replay."""
+    for _ in range(data["n"]):
+        await ctx.step.run("step", nothing)
+    await ctx.step.wait_for_event("go", "bench.go", match={"id": data["id"]}, timeout=3600)
+
+
+@app.function(on="bench.wait")
+async def waiter(ctx: Context, data: dict[str, Any]) -> None:
+    """Waits for an event of its own."""
+    await ctx.step.wait_for_event("go", "bench.go", match={"id": data["id"]}, timeout=3600)
+
+
 @app.function()
 async def flush(ctx: Context) -> None:
     """Writes the notes down."""

@@ -1,1 +1,5 @@
-"""Programs to read and to run. `make demo` runs the first of them, `notifications.py`."""
+"""Programs to read and to run, a file each: its docstring says what it shows, and what to type.
+
+`notifications.py` is the one that `make demo` runs. The others are durable runs: `contact_upload.py`, `order_saga.py`,
+`drip_campaign.py`, `human_approval.py`.
+"""

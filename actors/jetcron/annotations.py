@@ -10,7 +10,7 @@ import inspect
 import sys
 import types
 import typing
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import typing_extensions
@@ -84,14 +84,15 @@ def rebuilt_container(kind: Any, change: Callable[[Any], Any]) -> Any:
 def rebuilt_typed_dict(kind: Any, change: Callable[[Any], Any], config: ConfigDict | None = None) -> Any:
     """The TypedDict `kind` as one of typing_extensions, with `change` made to the types of its keys."""
     fields: dict[str, Any] = {}
-    required = set(kind.__required_keys__)
-    for key, hint in typing.get_type_hints(kind, include_extras=True).items():
+    origin = typing.get_origin(kind) or kind
+    required = set(origin.__required_keys__)
+    for key, hint in hints_of(kind).items():
         # Of annotations that are strings, only the evaluated hint knows whether the key is required.
         if typing.get_origin(hint) in (typing.Required, typing.NotRequired):
             (required.add if typing.get_origin(hint) is typing.Required else required.discard)(key)
             (hint,) = typing.get_args(hint)
         fields[key] = change(hint)
-    return typed_dict(kind.__name__, fields, required, getattr(kind, "__pydantic_config__", config))
+    return typed_dict(origin.__name__, fields, required, getattr(origin, "__pydantic_config__", config))
 
 
 def typed_dict(
@@ -114,6 +115,42 @@ def typed_dict(
 def is_class(kind: object) -> bool:
     """A class, not an alias such as ``list[int]``, which `isinstance` takes for one."""
     return isinstance(kind, type) and not isinstance(kind, types.GenericAlias)
+
+
+def hints_of(kind: Any) -> dict[str, Any]:
+    """The annotations of a class, inherited ones too, evaluated; type variables are what they stand for in `kind`."""
+    origin = typing.get_origin(kind) or kind
+    try:
+        hints = typing.get_type_hints(origin, include_extras=True)
+    except NameError:  # a class inside a function, that names itself
+        hints = typing.get_type_hints(origin, localns={origin.__name__: origin}, include_extras=True)
+    return hints | _meant(kind, hints)
+
+
+def _meant(kind: Any, hints: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `hints` that `kind` and its generic bases declare, by what their type variables stand for."""
+    origin = typing.get_origin(kind) or kind
+    if not isinstance(origin, type):
+        return {}
+    found: dict[str, Any] = {}
+    for base in reversed(vars(origin).get("__orig_bases__", origin.__bases__)):
+        found |= _meant(base, hints)
+    own = {name: hints[name] for name in vars(origin).get("__annotations__", ()) if name in hints}
+    # A TypedDict declares what it inherits, too.
+    found = own | found if typing_extensions.is_typeddict(origin) else found | own
+    variables = getattr(origin, "__parameters__", ())
+    return {name: filled(hint, variables, typing.get_args(kind)) for name, hint in found.items()}
+
+
+def filled(hint: Any, variables: Sequence[Any], arguments: Sequence[Any]) -> Any:
+    """`hint` with arguments for these type variables; there may be none."""
+    meant = dict(zip(variables, arguments, strict=False))
+    if not meant or is_class(hint):
+        return hint
+    if isinstance(hint, typing.TypeVar):
+        return meant.get(hint, hint)
+    free = getattr(hint, "__parameters__", ())
+    return hint[tuple(meant.get(variable, variable) for variable in free)] if free else hint
 
 
 def problems_in(error: ValidationError) -> tuple[str, ...]:

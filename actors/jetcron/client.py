@@ -24,6 +24,7 @@ from jetcron.replay import DeadLetters
 from jetcron.runs import RunHandle, Runs
 from jetcron.schedules import Schedules
 from jetcron.settings import Settings
+from jetcron.waits import Waits
 from jetcron_protocol.codec import decode
 from jetcron_protocol.ids import manual_run_id, ulid
 from jetcron_protocol.messages import (
@@ -102,6 +103,7 @@ class Client:
         message = dispatch.new_run(self._bus.names, run, now=now, lead=self._bus.settings.lead_ms)
         if len(message.payload) > self._bus.max_body:
             raise PayloadTooLarge(len(message.payload), self._bus.max_body)
+        await self._open_cancels(definition, run, repeated=id is not None)
         if message.is_held:
             # A second call must not move the first: what is held stands as it is.
             message = message.with_headers(fenced(0))
@@ -110,6 +112,19 @@ class Client:
         except WrongSequence:
             pass
         return RunHandle(self._bus, function, run.run)
+
+    async def _open_cancels(self, definition: Function, run: Run, *, repeated: bool) -> None:
+        """Before a run is stored: what cancels it may come before it begins, and may have come if it began before."""
+        if not definition.cancel_on:
+            return
+        names = self._bus.names
+        if (
+            repeated
+            and await self._bus.last(names.journal, names.journal_of(run.function, run.run)) is not None
+        ):
+            return
+        waits = Waits(self._bus, self._bus.clock, self._bus.settings)
+        await waits.open_cancels(definition.cancel_on, run)
 
 
 class Functions:

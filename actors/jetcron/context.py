@@ -4,7 +4,6 @@ Owns nothing that outlives the attempt: what must be remembered is in the journa
 the process dies here, the run is retried, and finished steps are found in the journal.
 """
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -21,6 +20,8 @@ from jetcron_protocol.ids import step_event_id
 from jetcron_protocol.messages import Run
 from jetcron_protocol.subjects import MAX_ID, InvalidName, check_event_name, split_function
 
+_MAKERS = ("new", "unbind", "try_unbind")
+"""What gives another logger."""
 _LEVELS = ("debug", "info", "warning", "warn", "error", "critical", "fatal", "exception", "log", "msg")
 
 
@@ -30,6 +31,10 @@ class Memory(Protocol):
     @property
     def replaying(self) -> bool:
         """Whether the code is still where an earlier attempt has been."""
+        ...
+
+    async def number(self, id: str) -> str:
+        """The name of a step with this id, here: the same at every replay, and no other step's."""
         ...
 
     def now(self) -> int:
@@ -69,7 +74,8 @@ class Memory(Protocol):
 class Step:
     """Parts of a run that are remembered: a finished one is not done again when the run is retried or resumed.
 
-    An id used twice in one run is numbered: ``notify``, ``notify#2``. Steps may run side by side, under
+    An id used twice in one run is numbered: ``notify``, ``notify#2``. Steps of a step's own are named under it:
+    ``notify#/look up``. Steps may run side by side, under
     `asyncio.gather` or in a task group; when all branches wait, the run leaves its executor until the wait is over,
     and the code begins again from the top. Code outside steps therefore runs more than once.
 
@@ -80,7 +86,6 @@ class Step:
     def __init__(self, memory: Memory, run: Run) -> None:
         self._memory = memory
         self._run = run
-        self._used: Counter[str] = Counter()
 
     async def run(
         self,
@@ -97,7 +102,7 @@ class Step:
         often and when, by default as the app's function is retried. Failed for good, it raises `StepError`.
         A result that is replayed comes back as the type of the function's return annotation.
         """
-        step = self._number(id)
+        step = await self._number(id)
         if not callable(function):
             raise ConfigurationError(
                 f"step {step!r}: {function!r} is not a function; write step.run({id!r}, function, argument), "
@@ -111,12 +116,12 @@ class Step:
 
     async def sleep(self, id: str, duration: Duration) -> None:
         """Wait for seconds or a timedelta, up to 366 days. Longer ones cost no memory, and outlive any process."""
-        step = self._number(id)
+        step = await self._number(id)
         await self._memory.sleep(step, check_duration(f"step {step!r}", "duration", duration, ZERO, YEAR))
 
     async def sleep_until(self, id: str, moment: datetime) -> None:
         """Wait until an aware datetime, up to 366 days away; one in the past is over at once."""
-        step = self._number(id)
+        step = await self._number(id)
         if not isinstance(moment, datetime) or moment.utcoffset() is None:
             raise ConfigurationError(
                 f"step {step!r}: {moment!r}; allowed is an aware datetime, such as datetime(2030, 1, 31, tzinfo=UTC)"
@@ -135,7 +140,7 @@ class Step:
 
         `match` has values that must stand at dotted paths of the event's data: ``{"order.id": 7}``.
         """
-        step = self._number(id)
+        step = await self._number(id)
         where = f"step {step!r}"
         try:
             check_event_name(name)
@@ -156,7 +161,7 @@ class Step:
 
         Raises `StepError` when it failed, was cancelled, or did not end within `timeout`; then it goes on.
         """
-        step = self._number(id)
+        step = await self._number(id)
         try:
             split_function(function)
         except (InvalidName, AttributeError):
@@ -173,7 +178,7 @@ class Step:
         get one made of run, step and position, so that a retry of the run sends nothing twice. Raises
         `PayloadTooLarge` for an event over the server's limit, `SendFailed` when the server did not confirm.
         """
-        step = self._number(id)
+        step = await self._number(id)
         await self._memory.send(step, lambda: self._wire(step, events))
 
     def _wire(self, step: str, events: Event | Sequence[Event]) -> list[messages.Event]:
@@ -188,13 +193,12 @@ class Step:
             for index, event in enumerate(listed)
         ]
 
-    def _number(self, id: str) -> str:
+    async def _number(self, id: str) -> str:
         if not isinstance(id, str) or not id or "#" in id or not id.isprintable() or len(id) > MAX_ID:
             raise ConfigurationError(
                 f"step id {id!r}; allowed are 1 to {MAX_ID} printable characters but '#', which numbers repeated ids"
             )
-        self._used[id] += 1
-        return id if self._used[id] == 1 else f"{id}#{self._used[id]}"
+        return await self._memory.number(id)
 
 
 class RunLog:
@@ -210,6 +214,8 @@ class RunLog:
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._logger, name)
+        if name in _MAKERS:
+            return lambda *args, **more: RunLog(method(*args, **more), self._memory)
         if not self._memory.replaying:
             return method
         if name in _LEVELS:

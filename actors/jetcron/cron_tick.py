@@ -20,7 +20,7 @@ from jetcron.many import each
 from jetcron.process import Process
 from jetcron.settings import Settings
 from jetcron_protocol.codec import DecodeError, decode
-from jetcron_protocol.messages import Past, Schedule, Tick
+from jetcron_protocol.messages import Gap, Past, Schedule, Tick
 from jetcron_protocol.subjects import InvalidName, split_function
 
 log = structlog.get_logger("jetcron.cron-tick")
@@ -120,6 +120,7 @@ class CronTick:
         turned: list[tuple[Released, Decision]] = []
         groups: list[list[Outgoing]] = []
         ended: dict[str, list[int]] = {}
+        gaps: list[tuple[Gap, str]] = []
         unready: list[Delivery] = []
         for item in released:
             try:
@@ -131,11 +132,12 @@ class CronTick:
                 unready += item.deliveries
                 continue
             if isinstance(decision, Turn) and decision.gap is not None:
-                await ledger.record(self._bus, decision.gap, known.function(item.tick))
+                gaps.append((decision.gap, known.function(item.tick)))
             if isinstance(decision, Turn) and decision.ended:
                 ended.setdefault(known.app(item.tick), []).append(len(turned))
             turned.append((item, decision))
             groups.append(self._messages(item.tick, decision, known, now))
+        await each(self._record, gaps)
         standing = await self._store(turned, groups, ended)
         for index, (item, decision) in enumerate(turned):
             if index in standing:
@@ -147,6 +149,10 @@ class CronTick:
         ]
         await self._process.hand_back(left)
         await self._process.hand_back(unready, seconds=UNREADY_SECONDS)
+
+    async def _record(self, told: tuple[Gap, str]) -> None:
+        gap, function = told
+        await ledger.record(self._bus, gap, function)
 
     async def _store(
         self,
@@ -256,10 +262,12 @@ class CronTick:
                 log.warning("registry restored, chain started anew", schedule=tick.schedule)
             case Turn(runs=runs, gap=gap):
                 self._process.metrics.ticks.inc()
-                self._process.metrics.missed.inc(gap.count if gap else 0)
                 for run in runs:
                     log.debug("fired", schedule=tick.schedule, run=run.run, at=run.scheduled_at)
-                if gap is not None:
+                if gap is not None and gap.reason == "handed_over":
+                    log.debug("handed over", schedule=tick.schedule, at=tick.at, count=gap.count)
+                elif gap is not None:
+                    self._process.metrics.missed.inc(gap.count)
                     log.warning(
                         "occurrences missed", schedule=tick.schedule, count=gap.count, reason=gap.reason
                     )

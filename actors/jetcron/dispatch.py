@@ -6,14 +6,14 @@ Owns which header and which message id goes with which message. Nothing is publi
 from collections.abc import Sequence
 from dataclasses import replace
 
-from jetcron.bus import SCHEDULE_NEXT, SCHEDULER, TTL, Delivery, Outgoing, hold, with_id
+from jetcron.bus import SCHEDULE_NEXT, SCHEDULER, TTL, Delivery, Outgoing, fenced, hold, with_id
 from jetcron_protocol.codec import EVENT_HEADER, encode
-from jetcron_protocol.ids import digest, gap_token, ulid
+from jetcron_protocol.ids import digest, gap_token, overlap_token, ulid
 from jetcron_protocol.messages import DeadLetter, Event, Gap, Run, SyncCommand, Tick
 from jetcron_protocol.subjects import Names
 
 MAX_BODY = 64 * 1024
-"""How much of a body a dead letter carries, in bytes."""
+"""How much a dead letter carries of a body nobody can read, in bytes."""
 MAX_HEADERS = 16 * 1024
 """How much of its headers, in bytes."""
 SYSTEM_EVENTS = "jetcron."
@@ -32,6 +32,11 @@ def held_tick(names: Names, tick: Tick, lead: int) -> Outgoing:
         tick.at - lead,
         encode(tick),
     )
+
+
+def is_quiet(run: Run) -> bool:
+    """Whether a run descends from one of Jetcron's own events: events that told of its end might go on for ever."""
+    return run.quiet or (run.event is not None and run.event.name.startswith(SYSTEM_EVENTS))
 
 
 def new_run(names: Names, run: Run, *, now: int, lead: int) -> Outgoing:
@@ -113,6 +118,18 @@ def gap(names: Names, gap_: Gap, function: str, keep: int) -> Outgoing:
     return Outgoing(subject, encode(gap_), {TTL: f"{keep}s"})
 
 
+def left_out(names: Names, run: Run, keep: int) -> Outgoing:
+    """The gap of an occurrence that another one left no room: on a subject of its own, by which it is known.
+
+    `run` has a schedule and a time.
+    """
+    assert run.schedule is not None
+    assert run.scheduled_at is not None
+    gap_ = Gap(schedule=run.schedule, start=run.scheduled_at, to=run.scheduled_at, count=1, reason="overlap")
+    subject = names.journal_of(run.function, overlap_token(run.run))
+    return Outgoing(subject, encode(gap_), {TTL: f"{keep}s", **fenced(0)})
+
+
 def undecodable(names: Names, delivery: Delivery, letter: str, reason: str, now: int) -> Outgoing:
     """A dead letter for a message nobody can read: its raw bytes survive, up to `MAX_BODY`."""
     return Outgoing(
@@ -149,8 +166,11 @@ def storable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def failed_run(names: Names, run: Run, delivery: Delivery, reason: str, now: int) -> Outgoing:
-    """A dead letter for a run that failed for good: one subject a run, so that repeating replaces it."""
+def failed_run(names: Names, run: Run, delivery: Delivery, reason: str, now: int, *, most: int) -> Outgoing:
+    """A dead letter for a run that failed for good: one subject a run, so that repeating replaces it.
+
+    It carries the run's message, from which the run can be started again, up to `most` bytes.
+    """
     return Outgoing(
         names.dead_letter("failed", *run.function.split(".", 1), run.run),
         encode(
@@ -162,7 +182,7 @@ def failed_run(names: Names, run: Run, delivery: Delivery, reason: str, now: int
                 stream=delivery.stream,
                 sequence=delivery.sequence,
                 size=len(delivery.payload),
-                body=delivery.payload[:MAX_BODY],
+                body=delivery.payload[:most],
                 function=run.function,
                 run=run.run,
             )

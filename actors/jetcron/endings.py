@@ -1,4 +1,4 @@
-"""What follows the end of a run, whoever ended it: its parent is woken, its waits are forgotten, others are told.
+"""What follows the end of a run, whoever ended it: its parent is woken, and who waits for its turn; others are told.
 
 Owns the part that needs no more than the last entry of the journal, from which it is repeated until the run's
 message is acknowledged: the same however often. If the process dies in between, whoever gets the message again
@@ -14,13 +14,15 @@ from jetcron import dispatch
 from jetcron.bus import Bus
 from jetcron.clock import Clock
 from jetcron.errors import TryAgain, Unconfirmed, WrongSequence
-from jetcron.journal import History, RunJournal
+from jetcron.history import History
+from jetcron.journal import RunJournal
+from jetcron.lanes import Lanes, lane_for
 from jetcron.settings import Settings
 from jetcron.waits import Waits
 from jetcron_protocol import messages
-from jetcron_protocol.codec import encode
-from jetcron_protocol.ids import digest, ulid, ulid_time
-from jetcron_protocol.messages import About, Cancelled, Failure, JournalEntry, Met
+from jetcron_protocol.codec import decode, encode
+from jetcron_protocol.ids import child_run_id, digest, ulid, ulid_time
+from jetcron_protocol.messages import About, Cancelled, Failure, Function, JournalEntry, Met
 from jetcron_protocol.subjects import HANDLER, split_function
 
 log = structlog.get_logger("jetcron.endings")
@@ -35,12 +37,24 @@ class Endings:
         self._clock = clock
         self._settings = settings
         self._waits = waits
+        self._lanes = Lanes(bus, waits)
         self._by = by
 
     async def follow(
-        self, function: str, run: str, last: JournalEntry, about: About, *, tell: bool = True
+        self,
+        function: str,
+        run: str,
+        last: JournalEntry,
+        about: About,
+        *,
+        keep: int,
+        tell: bool = True,
+        loose: bool = False,
     ) -> None:
-        """What the last entry of a run leads to. `tell`: by an event too, though it did not fail."""
+        """What the last entry of a run leads to; what is left of it lives `keep` seconds.
+
+        `tell`: by an event too, though it did not fail. `loose`: waits may be stored that its journal does not know.
+        """
         if about.parent is not None and about.parent_function is not None and about.parent_step is not None:
             met = Met(
                 at=last.at,
@@ -49,21 +63,40 @@ class Endings:
                 object=last.object,
                 error=last.error,
             )
-            await self._waits.child_ended(about.parent_function, about.parent, about.parent_step, met)
-        for subject in [*about.cancels, *(opened.wait for opened in last.waits or () if opened.wait)]:
-            await self._waits.close(subject)
-        for done in last.steps or ():
-            if done.object is None:
-                continue
-            if last.entry == "completed":
-                await self._bus.drop_object(done.object)
-            else:
-                await self._bus.expire_object(done.object, ttl=self._settings.keep_failed)
+            await self._waits.child_ended(run, about.parent_function, about.parent, about.parent_step, met)
+        lane = lane_for(function, run, about)
+        if lane is not None:
+            await self._lanes.pass_on(function, lane)
+        await self._forget_waits(run, last, about, loose)
+        await self._forget_objects(run, last, keep)
         if is_told(function, about):
             if last.entry == "failed":
                 await self._tell(dispatch.FUNCTION_FAILED, function, run, last, about)
             if tell:
                 await self._tell(dispatch.FUNCTION_FINISHED, function, run, last, about)
+
+    async def _forget_waits(self, run: str, last: JournalEntry, about: About, loose: bool) -> None:
+        if loose or not last.attempts or any(attempt.outcome == "lost" for attempt in last.attempts):
+            # Whoever made it may have stored what cancels it, and its process may have died between the journal and a
+            # wait's own message: the names tell what stands.
+            await self._waits.close(self._names.waits_of(run))
+            return
+        for subject in [*about.cancels, *(opened.wait for opened in last.waits or () if opened.wait)]:
+            await self._waits.close(subject)
+        if any(done.op == "invoke" for done in last.steps or ()):
+            # What a child left that ended after its step had given up on it.
+            await self._waits.close(self._names.waits_for_children(run))
+
+    async def _forget_objects(self, run: str, last: JournalEntry, keep: int) -> None:
+        """What its steps returned is of no more use once it has completed; else it may be begun again."""
+        kept = [done.object for done in last.steps or () if done.object is not None]
+        for object in kept:
+            if last.entry == "completed":
+                await self._bus.drop_object(object)
+            else:
+                await self._bus.expire_object(object, ttl=keep)
+        if kept and last.entry == "completed":
+            await self._bus.drop_objects(run)  # what executors left that died while they put it
 
     async def _tell(self, name: str, function: str, run: str, last: JournalEntry, about: About) -> None:
         await self._bus.store(dispatch.event(self._names, _event(name, function, run, last, about)))
@@ -74,18 +107,20 @@ class Endings:
         run: str,
         failure: Failure,
         *,
+        about: About | None = None,
         unless: Callable[[History], Awaitable[bool]] | None = None,
-    ) -> JournalEntry | None:
-        """End a run as cancelled; its last entry, another one if it had ended before.
+    ) -> History | None:
+        """End a run as cancelled; its history, with another last entry if it had ended before.
 
-        None if it goes on because of `unless`. Raises `TryAgain`, `DecodeError` when its journal cannot be read.
+        `about` tells of a run that has not begun what its journal does not know: without it, whoever gets its message
+        does what follows. None if it goes on because of `unless`. Raises `TryAgain`, `DecodeError` when its journal
+        cannot be read.
         """
+        keep = await self._keep(function)
         while True:
             journal = RunJournal(self._bus, function, run, patience=10)
             history = await journal.read()
             if history.finished:
-                last = history.last
-                assert last is not None
                 break
             if unless is not None and await unless(history):
                 return None
@@ -95,28 +130,45 @@ class Endings:
                 at=self._clock.now(),
                 executor=self._by,
                 error=failure,
+                about=about,
             )
             try:
-                last = await journal.finish(entry, keep=self._settings.keep_failed, keep_steps=True)
-                break
+                await journal.finish(entry, keep=keep, keep_steps=True)
             except WrongSequence:
                 continue  # somebody wrote meanwhile: read again what
             except Unconfirmed as error:
                 raise TryAgain(0, 0, str(error)) from None
+        last = history.last
+        assert last is not None
         if last.entry == "cancelled":
-            await self._bus.purge(self._names.work, self._names.runs_later_of(function, run))
-            if last.about is not None:
-                await self.follow(function, run, last, last.about)
             app, _ = split_function(function)
             # Its executor may not hear it; then its next entry is refused, and it looks now and then.
             await self._bus.post(self._names.cancelled(app), encode(Cancelled(run=run)))
-        return last
+            if last.about is not None:
+                await self.follow(function, run, last, last.about, keep=keep)
+            else:
+                # It had not begun: what cancels it may be waited for all the same.
+                await self._waits.close(self._names.waits_of(run))
+            # At last: should we die before this, what is held is released, and whoever gets it does what follows.
+            await self._bus.purge(self._names.work, self._names.runs_later_of(function, run))
+        return history
+
+    async def _keep(self, function: str) -> int:
+        """How long a run of this function is kept that did not complete, in seconds."""
+        stored = await self._bus.entry(self._names.function_key(function))
+        keep = decode(Function, stored.payload).keep if stored is not None else None
+        return self._settings.keep_failed if keep is None else keep // 1000
+
+
+def handling_run(run: str, turn: int) -> str:
+    """The run of the handler of a run's failure at this turn: begun again, it may fail again."""
+    return child_run_id(run, f"{HANDLER} {turn}")
 
 
 def is_told(function: str, about: About) -> bool:
-    """Whether events tell of the run's end: those started by such an event, and handlers of failures, emit none."""
+    """Whether events tell of a run's end: handlers of failures emit none, nor what descends from such an event."""
     ours = about.event is not None and about.event.startswith(dispatch.SYSTEM_EVENTS)
-    return not ours and not function.endswith(HANDLER)
+    return not ours and not about.quiet and not function.endswith(HANDLER)
 
 
 def _event(name: str, function: str, run: str, last: JournalEntry, about: About) -> messages.Event:

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import ClassVar
 
+from jetcron_protocol.ids import RUN_ID_LENGTH
+
 
 class JetcronError(Exception):
     """Any error of Jetcron. `retriable`: the same call may succeed later without being changed."""
@@ -112,10 +114,14 @@ class RunFailed(JetcronError):
 
 
 class RunNotFound(JetcronError):
-    """No journal has this run: it never was, or it ended and was forgotten."""
+    """Neither a journal nor a queue has this run: it never was, or it ended and was forgotten."""
 
     def __init__(self, run: str) -> None:
-        super().__init__(f"there is no run {run}; finished runs are forgotten after their `keep`")
+        super().__init__(
+            f"there is no run {run}; finished runs are forgotten after their `keep`"
+            if len(run) == RUN_ID_LENGTH
+            else f"there is no run {run!r}; an id has {RUN_ID_LENGTH} letters and digits, see 'jetcron runs list'"
+        )
         self.run = run
 
 

@@ -5,7 +5,7 @@ dies before the runs are stored, the events are delivered again and make the sam
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -16,13 +16,14 @@ from jetcron.clock import Clock
 from jetcron.dead_letters import bury
 from jetcron.endings import Endings
 from jetcron.errors import TryAgain
+from jetcron.history import status_of
 from jetcron.many import each
 from jetcron.process import Process
 from jetcron.settings import Settings
-from jetcron.waits import Waits, read_wait
+from jetcron.waits import Waits
 from jetcron_protocol.codec import EVENT_HEADER, DecodeError, VersionError, decode, decode_event
 from jetcron_protocol.ids import event_run_id
-from jetcron_protocol.messages import CancelTrigger, Event, Failure, Function, Met, Run
+from jetcron_protocol.messages import CancelTrigger, Event, Failure, Function, Met, Run, Wait
 from jetcron_protocol.subjects import InvalidName, pattern_matches
 
 log = structlog.get_logger("jetcron.event-router")
@@ -30,6 +31,8 @@ log = structlog.get_logger("jetcron.event-router")
 BATCH = 500
 WORKERS = 2
 """Batches in hand at one time: one is read and matched while another is being stored."""
+_MEETING = 50
+"""Events whose waits are looked for at one time: each may have very many."""
 _REMEMBERED = 10_000
 _HEADERS = 1024
 """Bytes a run's headers may take."""
@@ -88,6 +91,8 @@ class EventRouter:
         self._endings = Endings(bus, clock, settings, self._waits, by=self.name)
         self._triggers = Triggers()
         self._loading = asyncio.Lock()
+        self._meeting = asyncio.Lock()
+        """Batches meet waits one after another, in the order in which they came: the first event counts."""
 
     async def run(self) -> None:
         """Route events until told to stop."""
@@ -155,51 +160,84 @@ class EventRouter:
                 )
                 continue
             kind.append(one)
-        await self._open_cancels(triggers, routed)
-        await self._meet_waits(routed)
-        await self._store(routed)
+        async with self._meeting:
+            unmet = await self._apart(routed, lambda one: self._open_cancels(triggers, one))
+            waited = await self._waits.waited_for({one.event.name for one in routed})
+            meeting = [one for one in routed if one.event.name in waited]
+            for start in range(0, len(meeting), _MEETING):
+                unmet |= await self._meet(meeting[start : start + _MEETING])
+        await self._process.hand_back([one.delivery for one in unmet])
+        await self._store([one for one in routed if one not in unmet])
         await self._store(held)
         self._process.metrics.events.inc(len(deliveries))
         self._process.metrics.event_runs.inc(sum(len(one.messages) for one in routed))
 
-    async def _open_cancels(self, triggers: Triggers, routed: "Sequence[_Routed]") -> None:
+    async def _apart(
+        self, routed: "Sequence[_Routed]", work: "Callable[[_Routed], Awaitable[None]]"
+    ) -> "set[_Routed]":
+        """Those for which it could not be done now: they stop none of the others."""
+        failed: set[_Routed] = set()
+
+        async def one(item: _Routed) -> None:
+            try:
+                await work(item)
+            except TryAgain as error:
+                log.warning("an event is handed back", name=item.event.name, reason=str(error))
+                failed.add(item)
+
+        await each(one, routed)
+        return failed
+
+    async def _open_cancels(self, triggers: Triggers, one: "_Routed") -> None:
         """Before a run is stored: what cancels it may come before it begins."""
-        runs = [run for one in routed for run in one.runs if run.function in triggers.cancels]
+        for run in one.runs:
+            if run.function in triggers.cancels:
+                await self._waits.open_cancels(triggers.cancels[run.function], run)
 
-        async def open(run: Run) -> None:
-            await self._waits.open_cancels(triggers.cancels[run.function], run)
+    async def _meet(self, routed: "Sequence[_Routed]") -> "set[_Routed]":
+        """Wake or cancel the runs that wait for these events; those for which it could not be done now.
 
-        await each(open, runs)
+        Of several for one wait, the one that was published first meets it.
+        """
+        meetings: dict[str, list[tuple[_Routed, StoredMessage, Wait]]] = {}
 
-    async def _meet_waits(self, routed: "Sequence[_Routed]") -> None:
-        """Wake or cancel the runs that wait for these events."""
-        names = {one.event.name for one in routed}
-        waited = await self._waits.waited_for(names)
-        await each(self._meet, [one for one in routed if one.event.name in waited])
+        async def find(one: _Routed) -> None:
+            for stored, wait in await self._waits.found_by(one.event):
+                meetings.setdefault(stored.subject, []).append((one, stored, wait))
 
-    async def _meet(self, one: "_Routed") -> None:
+        failed = await self._apart(routed, find)
+
+        async def in_turn(subject: str) -> None:
+            for one, stored, wait in sorted(meetings[subject], key=lambda found: found[0].delivery.sequence):
+                failed.update(await self._apart([one], lambda one: self._wake(one, stored, wait)))  # noqa: B023
+
+        await each(in_turn, meetings)
+        return failed
+
+    async def _wake(self, one: "_Routed", stored: StoredMessage, wait: Wait) -> None:
+        """Wake or cancel a run that waits for this event."""
         event = one.event
-        at = event.at if event.at is not None else one.delivery.stored_at
-
-        async def wake(stored: StoredMessage) -> None:
-            wait = read_wait(stored)
-            if wait.met is None:
-                # Twice delivered, or of a time before the wait: two clocks may differ by as much as the lead.
-                if event.id in wait.seen or at < stored.stored_at - self._settings.lead_ms:
-                    return
-                if wait.purpose == "cancel":
-                    text = f"the event {event.name!r} ({event.id}) cancels it"
-                    await self._endings.cancel(
-                        wait.function, wait.run, Failure(type="CancelledByEvent", message=text)
-                    )
-                    return
-                if not await self._waits.meet(stored, wait, Met(at=self._clock.now(), event=event)):
-                    return
-            elif wait.met.event is None or wait.met.event.id != event.id:
-                return  # another event was first
-            await self._waits.wake(wait)
-
-        await each(wake, await self._waits.found_by(event))
+        if wait.met is None:
+            # An event may name a time long before it was published, and counts for waits from when it was.
+            at = max(event.at or 0, one.delivery.stored_at)
+            # Twice delivered, or of a time before the wait: two clocks may differ by as much as the lead.
+            if event.id in wait.seen or at < stored.stored_at - self._settings.lead_ms:
+                return
+            if wait.purpose == "cancel":
+                text = f"the event {event.name!r} ({event.id}) cancels it"
+                ended = await self._endings.cancel(
+                    wait.function, wait.run, Failure(type="CancelledByEvent", message=text)
+                )
+                if ended is not None and status_of(ended.last) == "cancelled":
+                    log.debug("cancelled", name=event.name, function=wait.function, run=wait.run)
+                await self._waits.close(stored.subject)  # though the run had ended before
+                return
+            if not await self._waits.meet(stored, wait, Met(at=self._clock.now(), event=event)):
+                return
+        elif wait.met.event is None or wait.met.event.id != event.id:
+            return  # another event was first
+        log.debug("met", name=event.name, function=wait.function, run=wait.run, step=wait.step)
+        await self._waits.wake(wait)
 
     async def _store(self, routed: "Sequence[_Routed]") -> None:
         """What each delivery leads to, and then its acknowledgement; hand back what could not be stored."""
@@ -239,7 +277,7 @@ class EventRouter:
         return triggers
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Routed:
     """An event and what it leads to: runs, or a message that is held."""
 

@@ -56,6 +56,25 @@ def load(target: str) -> Loaded:
     return Loaded(app, target, Path(file).resolve().parent if file else cwd)
 
 
+def load_object(target: str, default: str) -> object:
+    """Import what ``package.module:name`` or ``path/to/file.py:name`` names, whatever it is; `default` without a name.
+
+    Raises `AppNotFound`, or `ImportFailed` with the user's own traceback.
+    """
+    place, _, attribute = target.partition(":")
+    if not place:
+        raise AppNotFound(f"{target!r} names no module; write MODULE:NAME, such as 'proj:{default}'")
+    cwd = Path.cwd()
+    _on_path(cwd)
+    name = _from_file(Path(place), target) if _is_file(place) else place
+    found: object = _import(name, target, cwd)
+    for part in (attribute or default).split("."):
+        if not hasattr(found, part):
+            raise AppNotFound(f"{name} has no {attribute or default!r}; write MODULE:NAME")
+        found = getattr(found, part)
+    return found
+
+
 def _is_file(place: str) -> bool:
     return place.endswith(".py") or "/" in place or "\\" in place
 

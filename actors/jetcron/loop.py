@@ -14,6 +14,9 @@ log = structlog.get_logger("jetcron.process")
 
 T = TypeVar("T")
 
+_MOMENT = 0.2
+"""Seconds in which a thread that has nothing to do any more ends."""
+
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run `work` to its end on a new loop. The loop of tests and embedders is never touched."""
@@ -27,6 +30,9 @@ def leave_threads() -> None:
     Nobody can stop a thread, and the interpreter would wait for it, while another executor has the run.
     """
     left = [t for t in threading.enumerate() if t is not threading.current_thread() and not t.daemon]
+    for thread in left:
+        thread.join(_MOMENT / len(left))
+    left = [thread for thread in left if thread.is_alive()]
     if left:
         log.warning("leaving plain functions that are still running", threads=len(left))
         logging.shutdown()

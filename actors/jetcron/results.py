@@ -2,33 +2,32 @@
 
 Owns the way back: a result is stored as plain data (`codec.plain`), and when the run is replayed it is read as
 the function's return annotation, so that the code after the step meets what it met the first time. Standard
-types, enums, dataclasses, named tuples and TypedDicts come back as they were, even where pydantic would coerce;
-pydantic's own classes, and `Annotated` scalars, are read by pydantic, their fields by name. Pure: no I/O.
+types, enums, dataclasses, named tuples and TypedDicts come back as they were, even where pydantic would coerce; the
+fields of pydantic's own classes too, and then pydantic validates them, by their names. Pure: no I/O.
 
 Without an annotation, or with one that cannot be followed (`ResultReader.untyped` says why), the data comes as
 it is stored: functions of the standard library, such as `uuid.uuid4`, say nothing of their result.
 
-What stored data cannot tell:
+Of a union, data is the member that, stored again, would be that very data. What stored data cannot tell:
 
-- In a union, which member wrote it. Text in the very form of a datetime, date, time, Decimal, UUID or enum value
-  is that, before it is a str; a float is a float, before it is a timedelta; a list is a list, before it is a
-  tuple; a map is the model or dataclass that most of its keys fit, or else the one named first, and of a model
-  and a `dict` the one named first. Inside a pydantic model text stays text, as pydantic has it.
+- Which of several such members wrote it. Text in the very form of a datetime, date, time, Decimal, UUID or enum
+  value is that, before it is a str; a float is a float, before it is a timedelta; a list is a list, before it is a
+  tuple; a map is a model or dataclass, before it is a TypedDict, before it is a `dict`; else it is the one named
+  first. Of classes that have changed since, a map is the first that it fits.
 - A zone's name and `fold`: a datetime comes back with its offset. Microseconds of a timedelta beyond 270 years.
 - A subclass: what is annotated with its base comes back as the base; what is annotated `Sequence`, as a list.
-- Of a pydantic model: private attributes, excluded fields, and what a serializer of its own made of a field,
-  unless its validators take it back (`Json` fields do not). With ``extra="allow"``, computed fields come back
-  among the extras.
-- A dataclass is made by its ``__init__`` and then given its stored fields; if that asks for an `InitVar`, which
-  is not stored, it is made without it, and ``__post_init__`` is not run.
+- Of a pydantic model: private attributes, excluded fields, which fields were set and which had their default, and
+  what a serializer of its own made of a field, unless its validators take it back (`Json` fields do not). Its
+  validators run again. Of a dataclass in a model, the fields that its ``__init__`` does not take.
+- A dataclass is made by its ``__init__`` and then given its stored fields; if that asks for what is not stored, such
+  as an `InitVar`, it is made without it, and ``__post_init__`` is not run.
 
 `codec.pack` refuses sets, `SecretStr` and what else it does not know, before anything is stored.
 """
 
 import contextlib
-import copy
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -39,8 +38,6 @@ from jetcron.errors import NonRetriableError
 from jetcron.stored import awaited, stored
 
 _KEPT = "__jetcron_result__"
-_NO_SCHEMAS = ("metadata", "default", "expected", "members")
-"""What in a core schema is the users' own."""
 
 
 class ResultReader:
@@ -123,22 +120,22 @@ def _reader(where: str, kind: Any) -> ResultReader:
     try:
         shape = _shape(kind, repr(kind))
     except TypeError:  # unhashable: what an `Annotated` says may be
-        shape = _made(kind, exact=False)
+        shape = _made(kind)
     if isinstance(shape, str):
         return ResultReader(where, untyped=f"the type {spelled(kind)} cannot be validated ({shape})")
     return ResultReader(where, shape)
 
 
 @lru_cache(maxsize=256)
-def _shape(kind: Any, spelling: str, *, exact: bool = False) -> "_Shape | str":
+def _shape(kind: Any, spelling: str) -> "_Shape | str":
     """Closures made anew share one. `spelling`: unions that differ in order are equal, and are not the same."""
-    return _made(kind, exact)
+    return _made(kind)
 
 
-def _made(kind: Any, exact: bool) -> "_Shape | str":
+def _made(kind: Any) -> "_Shape | str":
     """The shape of `kind`, or why there is none."""
     try:
-        return _Shape(kind, exact)
+        return _Shape(kind)
     except Exception as error:  # noqa: BLE001 - types may bring code of their own that makes their schema
         return _line(error)
 
@@ -150,81 +147,29 @@ def _line(error: Exception) -> str:
 class _Shape:
     """A type that stored data can be read as."""
 
-    def __init__(self, kind: Any, exact: bool) -> None:
+    def __init__(self, kind: Any) -> None:
         self.name = spelled(kind)
         parameters = getattr(kind, "__parameters__", ())
         if parameters and not inspect.isclass(kind):
             kind = kind[(Any,) * len(parameters)]  # type variables: what they stand for comes as it is stored
+        self._by_alias = False  # stored are the names of fields
         try:
-            adapter = TypeAdapter(stored(kind, exact=exact, again=_read_again))
+            adapter = TypeAdapter(stored(kind, again=_read_again))
         except Exception:  # noqa: BLE001 - then as pydantic has it; if it has it not, that is raised
             adapter = TypeAdapter(portable(kind))
+            self._by_alias = True  # or their aliases, of classes that ask for it
         if not adapter.pydantic_complete:
             adapter.rebuild(force=True)
         self._validator = adapter.validator
-        self._by_alias = False
-        self._computed: set[str] = set()
-        for node in _nodes(adapter.core_schema):
-            # Stored are the names of fields, but of models that ask for aliases always.
-            self._by_alias |= node.get("serialize_by_alias") is True
-            if node.get("type") == "computed-field":
-                self._computed |= {node["property_name"], node.get("alias", node["property_name"])}
 
     def read(self, data: object) -> object:
         """Raises pydantic's `ValidationError`, and whatever a user's validator raises."""
-        try:
-            return self._validate(data)
-        except ValidationError as error:
-            extra = self._computed_extras(error)
-            if not extra:
-                raise
-        return self._validate(_without(data, extra))
-
-    def _validate(self, data: object) -> object:
-        # Strict models are read leniently too: times and the like are text in what is stored.
         return self._validator.validate_python(data, strict=False, by_name=True, by_alias=self._by_alias)
 
-    def _computed_extras(self, error: ValidationError) -> list[tuple[int | str, ...]]:
-        """Where models refuse, as extra, computed fields of theirs: these are stored for other readers."""
-        if not self._computed:
-            return []
-        return [
-            problem["loc"]
-            for problem in error.errors(include_url=False, include_context=False, include_input=False)
-            if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument")
-            and problem["loc"][-1] in self._computed
-        ]
 
-
-def _read_again(kind: Any, exact: bool, data: object) -> object:
+def _read_again(kind: Any, data: object) -> object:
     """`data` as a type that contains itself."""
-    shape = _shape(kind, repr(kind), exact=exact)
+    shape = _shape(kind, repr(kind))
     if isinstance(shape, str):
         raise TypeError(shape)
     return shape.read(data)
-
-
-def _nodes(schema: Any) -> Iterator[dict[str, Any]]:
-    """Every map in a core schema."""
-    rest = [schema]
-    while rest:
-        match rest.pop():
-            case dict() as node:
-                yield node
-                rest.extend(inner for key, inner in node.items() if key not in _NO_SCHEMAS)
-            case list() | tuple() as nodes:
-                rest.extend(nodes)
-
-
-def _without(data: object, extra: list[tuple[int | str, ...]]) -> object:
-    """A copy of `data` without the keys at these places."""
-    data = copy.deepcopy(data)
-    for *path, name in extra:
-        inner: Any = data
-        for part in path:
-            # Members of unions, and validators, have labels in the path that are no keys: passed over.
-            with contextlib.suppress(LookupError, TypeError):
-                inner = inner[part]
-        if isinstance(inner, dict):
-            inner.pop(name, None)
-    return data

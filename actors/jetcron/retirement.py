@@ -10,7 +10,7 @@ import structlog
 from jetcron.bus import Bus, StoredMessage
 from jetcron.clock import Clock
 from jetcron.endings import Endings
-from jetcron.journal import History
+from jetcron.history import History, about
 from jetcron.many import each
 from jetcron.settings import Settings
 from jetcron.waits import Waits
@@ -54,6 +54,7 @@ class Retirement:
             log.warning("an archived function still has runs executing", function=function.id, runs=len(left))
         else:
             await self._bus.delete_consumer(self._names.work, self._names.run_consumer(function.id))
+            await self._bus.purge(self._names.journal, self._names.lanes_of(function.id))
 
     async def _cancelled(self, message: StoredMessage, function: Function) -> bool:
         """Whether the run behind this message has ended, journaled as cancelled if it had not; False: it runs."""
@@ -69,7 +70,8 @@ class Retirement:
             return history.claim is not None and await self._alive(function, history.claim.executor)
 
         failure = Failure(type="Archived", message=f"{function.id} was archived before it ran")
-        return await self._endings.cancel(function.id, run.run, failure, unless=executing) is not None
+        ended = await self._endings.cancel(function.id, run.run, failure, about=about(run), unless=executing)
+        return ended is not None
 
     async def _alive(self, function: Function, executor: str) -> bool:
         app, _ = split_function(function.id)

@@ -12,12 +12,12 @@ from jetcron.bus import DELETED, OPERATION, Bus
 from jetcron.clock import from_ms
 from jetcron.cycle import make_run, next_occurrence, occurrences
 from jetcron.definitions import zone_of
-from jetcron.journal import fold, read_entries
+from jetcron.history import fold
 from jetcron.runs import RunView
 from jetcron.runs import view as run_view
 from jetcron.schedule_views import ScheduleView, entry, view
 from jetcron_protocol.codec import decode
-from jetcron_protocol.messages import Past, Schedule
+from jetcron_protocol.messages import JournalEntry, Past, Schedule
 
 UPCOMING = 10
 LOOKED_AT = 200
@@ -125,7 +125,7 @@ async def _outcomes(bus: Bus, schedule: Schedule, now: int) -> list[Outcome]:
             outcomes.append(Outcome(from_ms(at), id))
             continue
         function, _ = bus.names.parse_journal(subject)
-        run_ = run_view(function, id, fold(read_entries([last])))
+        run_ = run_view(function, id, fold([(last.sequence, decode(JournalEntry, last.payload))]))
         outcomes.append(Outcome(from_ms(at), id, run_, _late(run_)))
     return outcomes
 

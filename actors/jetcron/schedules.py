@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from jetcron.bus import Bus
 from jetcron.errors import ConfigurationError, ScheduleRefused
 from jetcron.given import UNCHANGED, Unchanged, moment, wire
+from jetcron.handover import HandOver
 from jetcron.load import Load, empty
-from jetcron.options import YEAR, ZERO, Duration, check_choice, check_duration, check_int
+from jetcron.options import YEAR, ZERO, CatchUp, Duration, check_choice, check_duration, check_int
 from jetcron.runs import RunHandle
 from jetcron.schedule_checks import check_functions, checked_parts
 from jetcron.schedule_details import Details, details, upcoming
@@ -20,7 +20,7 @@ from jetcron.schedule_orders import InForce, Order, Part, Progress, named, submi
 from jetcron.schedule_plan import Plan, make_plan
 from jetcron.schedule_runs import run_between, run_now
 from jetcron.schedule_views import SHOWN, Filter, Page, ScheduleView, active, entry, page, view
-from jetcron_protocol.messages import CatchUp, Dst, ScheduleState
+from jetcron_protocol.messages import CatchUpPolicy, Dst, Executes, Overlap, ScheduleState
 
 WAIT = 5.0
 """Seconds one order is waited for."""
@@ -34,7 +34,7 @@ Moment = datetime | str
 """An aware datetime, or ISO 8601 with a zone."""
 
 
-class Schedules:
+class Schedules(HandOver):
     """The schedules. Those of cron triggers in code are changed in code; here they are read and run.
 
     An order raises `ScheduleRefused`, a `ConfigurationError`, when it cannot be carried out, with every fault of every
@@ -42,9 +42,6 @@ class Schedules:
     once cron-sync runs. With ``wait=None`` it returns when the order is stored. `by` says who orders it, as
     `jetcron schedules show` tells; this process's user and host where it is not given.
     """
-
-    def __init__(self, bus: Bus) -> None:
-        self._bus = bus
 
     async def create(
         self,
@@ -58,8 +55,11 @@ class Schedules:
         payload: Any = None,
         dst: Dst = "default",
         jitter: Duration | str | None = None,
-        catch_up: CatchUp = "latest",
-        overlap: str = "allow",
+        catch_up: CatchUpPolicy | CatchUp = "latest",
+        catch_up_within: Duration | str | None = None,
+        catch_up_most: int | None = None,
+        overlap: Overlap = "allow",
+        executes: Executes = "jetcron",
         start: Moment | None = None,
         end: Moment | None = None,
         max_runs: int | None = None,
@@ -85,7 +85,10 @@ class Schedules:
             "dst": dst,
             "jitter": jitter,
             "catch_up": catch_up,
+            "catch_up_within": catch_up_within,
+            "catch_up_most": catch_up_most,
             "overlap": overlap,
+            "executes": executes,
             "start": start,
             "end": end,
             "max_runs": max_runs,
@@ -123,8 +126,11 @@ class Schedules:
         payload: Any = UNCHANGED,
         dst: Dst | Unchanged = UNCHANGED,
         jitter: Duration | str | Unchanged | None = UNCHANGED,
-        catch_up: CatchUp | Unchanged = UNCHANGED,
-        overlap: str | Unchanged = UNCHANGED,
+        catch_up: CatchUpPolicy | CatchUp | Unchanged = UNCHANGED,
+        catch_up_within: Duration | str | Unchanged | None = UNCHANGED,
+        catch_up_most: int | Unchanged | None = UNCHANGED,
+        overlap: Overlap | Unchanged = UNCHANGED,
+        executes: Executes | Unchanged = UNCHANGED,
         start: Moment | Unchanged | None = UNCHANGED,
         end: Moment | Unchanged | None = UNCHANGED,
         max_runs: int | Unchanged | None = UNCHANGED,
@@ -148,7 +154,10 @@ class Schedules:
             "dst": dst,
             "jitter": jitter,
             "catch_up": catch_up,
+            "catch_up_within": catch_up_within,
+            "catch_up_most": catch_up_most,
             "overlap": overlap,
+            "executes": executes,
             "start": start,
             "end": end,
             "max_runs": max_runs,

@@ -1,42 +1,37 @@
 """Types whose validation undoes `codec.plain`: what was stored becomes what it was.
 
-Owns the inverse of each rule of `plain`: text that is a time, a map that is a dataclass, a value that is an
-enum's. What pydantic's own rules do as well (its models, containers) is left to them. Pure: no I/O.
+Owns the walk through a type, and the choice among the members of a union. Values of one piece are read in `scalars`,
+classes with fields in `records`; what pydantic's own rules do as well (containers) is left to them. Pure: no I/O.
 """
 
 import collections.abc
-import contextlib
-import dataclasses
 import inspect
 import typing
-from collections.abc import Awaitable, Callable, Mapping
-from datetime import date, datetime, time, timedelta
-from decimal import Decimal
-from enum import Enum, Flag
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from copy import copy
+from datetime import timedelta
+from enum import Enum
 from functools import partial
 from types import GenericAlias, NoneType
 from typing import Annotated, Any, Literal, TypeVar
-from uuid import UUID
 
 from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
+    Discriminator,
     PlainValidator,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
+    TypeAdapter,
+    ValidationError,
 )
-from pydantic_core import PydanticCustomError
+from pydantic.fields import FieldInfo
+from pydantic_core import InitErrorDetails, PydanticCustomError
+from typing_extensions import TypeAliasType, is_typeddict
 
-from jetcron.annotations import UNIONS, is_class, rebuilt_container, rebuilt_typed_dict, typed_dict
-from jetcron_protocol.codec import EncodeError, pack, plain
+from jetcron.annotations import UNIONS, filled, is_class, rebuilt_container, spelled
+from jetcron.records import maker_of
+from jetcron.scalars import TEXTS, UNDO, leaf, one_of
+from jetcron_protocol.codec import EncodeError, pack, unpack
 
-Again = Callable[[Any, bool, object], object]
-"""Reads data as a type that was met inside itself; the flag is `exact`."""
-
-_NO = object()
-"""The data is not the stored form of this type."""
+Again = Callable[[Any, object], object]
+"""Reads data as a type that was met inside itself."""
 _ABSTRACT = (
     collections.abc.Iterable,
     collections.abc.Collection,
@@ -55,244 +50,178 @@ def awaited(kind: Any) -> Any:
     return kind
 
 
-def stored(kind: Any, *, exact: bool, again: Again) -> Any:
+def stored(kind: Any, *, again: Again) -> Any:
     """The type that validates what `plain` made of a `kind` into a `kind`.
 
-    `exact`, as the members of unions are read: it takes nothing else. Otherwise what pydantic can turn into a
-    `kind` is taken too: a number for which there is text, say.
+    What pydantic can turn into a `kind` is taken too: a number for which there is text, say.
     """
-    return _Undoing(again)(kind, exact)
+    return _Undoing(again)(kind)
+
+
+def _bare(kind: Any) -> Any:
+    """Without `Awaitable` and `NewType`; of an alias, what it stands for."""
+    while True:
+        kind = awaited(kind)
+        if isinstance(kind, typing.NewType):
+            kind = kind.__supertype__
+            continue
+        alias = typing.get_origin(kind) or kind
+        if not isinstance(alias, TypeAliasType):
+            return kind
+        kind = filled(alias.__value__, alias.__type_params__, typing.get_args(kind))
 
 
 class _Undoing:
-    """One walk through a type; `inside`: the classes it is in."""
+    """One walk through a type; `inside`: the classes, and aliases, it is in."""
 
     def __init__(self, again: Again, inside: tuple[Any, ...] = ()) -> None:
         self._again = again
         self._inside = inside
 
-    def __call__(self, kind: Any, exact: bool) -> Any:
-        kind = awaited(kind)
-        while isinstance(kind, typing.NewType):
-            kind = kind.__supertype__
+    def __call__(self, kind: Any) -> Any:
+        if isinstance(typing.get_origin(kind) or kind, TypeAliasType):
+            return self._deeper(kind, lambda inner: inner(_bare(kind)))
+        kind = _bare(kind)
         if isinstance(kind, TypeVar):
             return Any
+        if isinstance(kind, str | typing.ForwardRef):
+            return self._named(kind if isinstance(kind, str) else kind.__forward_arg__)
         origin, arguments = typing.get_origin(kind), typing.get_args(kind)
         if origin is Annotated:
-            inner, *said = arguments
-            # What is said of a scalar is meant for pydantic's own reading of it.
-            inner = inner if is_class(inner) and inner in _UNDO else self(inner, exact)
-            return Annotated[(inner, *said)]
+            return self._annotated(*arguments)
         if origin in UNIONS:
-            return self._union(arguments, exact)
+            return self._union(arguments)
         if origin is Literal:
-            return _one_of(arguments) if any(isinstance(value, Enum) for value in arguments) else kind
+            return one_of(arguments) if any(isinstance(value, Enum) for value in arguments) else kind
         if (origin or kind) in _ABSTRACT:
-            return GenericAlias(list, (self(arguments[0], exact),)) if arguments else list
-        if is_class(kind):
-            return self._class(kind, exact)
-        return rebuilt_container(kind, lambda argument: self(argument, exact))
+            return GenericAlias(list, (self(arguments[0]),)) if arguments else list
+        if is_class(kind) and kind in UNDO:
+            return leaf(kind)
+        if is_class(kind) and issubclass(kind, Enum):
+            # Flags are made by combining, and some enums by `_missing_`.
+            return one_of(kind, kind.__name__, kind)
+        make = maker_of(kind)
+        if make is not None:
+            return self._deeper(kind, make)
+        return rebuilt_container(kind, self)
 
-    def _union(self, members: tuple[Any, ...], exact: bool) -> Any:
-        """The narrower forms first, as pydantic takes the first that fits exactly."""
-        some = [member for member in members if member is not NoneType]
-        read = [self(member, exact or len(some) > 1) for member in sorted(some, key=_breadth)]
-        return typing.Union[(*read, *[NoneType] * (len(some) < len(members)))]
-
-    def _class(self, kind: Any, exact: bool) -> Any:
-        if kind in _UNDO:
-            return _leaf(kind, exact)
-        if issubclass(kind, Enum):
-            # Flags are made by combining, and some enums by `_missing_`, which may take anything.
-            return _one_of(kind, kind.__name__, kind if not exact or issubclass(kind, Flag) else None)
-        if issubclass(kind, BaseModel):
-            return _model(kind)
-        if hasattr(kind, "__get_pydantic_core_schema__") or hasattr(kind, "__pydantic_validator__"):
-            return kind
-        if typing.is_typeddict(kind):
-            # A map at run time: what its type does not name is in it all the same.
-            return self._record(
-                kind, exact, lambda inner: rebuilt_typed_dict(kind, inner, ConfigDict(extra="allow"))
-            )
-        if issubclass(kind, tuple) and hasattr(kind, "_fields"):
-            return self._record(kind, exact, partial(_named_tuple, kind))
-        if dataclasses.is_dataclass(kind):
-            return self._record(kind, exact, partial(_dataclass, kind))
-        return kind
-
-    def _record(self, kind: Any, exact: bool, make: Callable[[Callable[[Any], Any]], Any]) -> Any:
+    def _deeper(self, kind: Any, make: Callable[["_Undoing"], Any]) -> Any:
+        """What is made of `kind`; inside itself, that is read when it is met."""
         if kind in self._inside:
-            return Annotated[Any, PlainValidator(partial(self._again, kind, exact))]
-        inner = _Undoing(self._again, (*self._inside, kind))
-        return make(lambda hint: inner(hint, exact))
+            return Annotated[Any, PlainValidator(partial(self._again, kind))]
+        return make(_Undoing(self._again, (*self._inside, kind)))
+
+    def _named(self, name: str) -> Any:
+        """What a recursive alias calls itself, written as text."""
+        for outer in self._inside:
+            if getattr(typing.get_origin(outer) or outer, "__name__", None) == name:
+                return self(outer)
+        raise TypeError(f"{name!r} is not known")
+
+    def _annotated(self, inner: Any, *said: Any) -> Any:
+        if is_class(inner) and inner in UNDO:
+            return leaf(inner, *said)
+        if any(map(_is_by_tag, said)):
+            tagged = tuple(map(self, typing.get_args(inner)))
+            return Annotated[(typing.Union[tagged], *said)]  # noqa: UP007 - of members that are known only now
+        return Annotated[(self(inner), *map(_undiscriminating, said))]
+
+    def _union(self, members: tuple[Any, ...]) -> Any:
+        some = sorted((member for member in members if member is not NoneType), key=_breadth)
+        if len(some) == 1:
+            read = self(some[0])
+        else:
+            choices = [(spelled(member), TypeAdapter(self(member))) for member in some]
+            read = Annotated[Any, PlainValidator(partial(_chosen, choices))]
+        return typing.Optional[read] if len(some) < len(members) else read  # noqa: UP045 - as above
 
 
-def _breadth(kind: Any) -> int:
-    if not is_class(kind):
-        return 2
-    return 0 if issubclass(kind, Enum) else 1 if kind in _TEXTS else 3 if kind is timedelta else 2
+# Unions.
 
 
-def _model(kind: type[BaseModel]) -> Any:
-    parameters = kind.__pydantic_generic_metadata__["parameters"]
-    if any(getattr(one, "__bound__", None) or getattr(one, "__constraints__", ()) for one in parameters):
-        return kind[(Any,) * len(parameters)]  # type: ignore[index]  # read as the bound, fields would be lost
-    return kind
+def _chosen(choices: Sequence[tuple[str, TypeAdapter[Any]]], data: object) -> object:
+    """`data` as the first member that, stored again, is `data`; of classes that have changed, the first that fits."""
+    fitting: list[object] = []
+    problems: list[InitErrorDetails] = []
 
+    def refuse(member: str, text: str, *place: int | str) -> None:
+        problem = PydanticCustomError("stored_result", "{text}", {"text": text})
+        problems.append(InitErrorDetails(type=problem, loc=(member, *place), input=None))
 
-# Classes with fields.
-
-
-def _named_tuple(kind: Any, change: Callable[[Any], Any]) -> Any:
-    hints = typing.get_type_hints(kind, include_extras=True)
-    fields = {name: change(hints.get(name, Any)) for name in kind._fields}
-
-    def opened(data: object) -> object:
-        if isinstance(data, list | tuple) and len(data) <= len(fields):
-            return dict(zip(fields, data, strict=False))
-        return data
-
-    made = typed_dict(kind.__name__, fields, fields.keys() - kind._field_defaults.keys())
-    return Annotated[made, BeforeValidator(opened), AfterValidator(lambda values: kind(**values))]
-
-
-def _dataclass(kind: Any, change: Callable[[Any], Any]) -> Any:
-    hints = typing.get_type_hints(kind, include_extras=True)
-    fields = dataclasses.fields(kind)
-    required = {
-        field.name
-        for field in fields
-        if field.init and field.default is field.default_factory is dataclasses.MISSING
-    }
-
-    def opened(data: object) -> object:
-        return dict(data) if isinstance(data, tuple) else data  # the key of a map: a tuple of pairs
-
-    made = typed_dict(kind.__name__, {field.name: change(hints[field.name]) for field in fields}, required)
-    return Annotated[made, BeforeValidator(opened), AfterValidator(partial(_restored, kind, _taken(kind)))]
-
-
-def _taken(kind: Any) -> set[str] | None:
-    """The fields that `__init__` takes; None if it asks for more than is stored."""
-    names = {field.name for field in dataclasses.fields(kind)}
-    taken = inspect.signature(kind).parameters.values()
-    if any(
-        one.kind is one.POSITIONAL_ONLY
-        or (one.default is one.empty and one.name not in names and one.kind is not one.VAR_KEYWORD)
-        for one in taken
-    ):
-        return None
-    return {one.name for one in taken if one.name in names}
-
-
-def _restored(kind: Any, taken: set[str] | None, values: Mapping[str, Any]) -> object:
-    if taken is None:
-        made = object.__new__(kind)
-        values = _defaults(kind) | dict(values)
-    else:
-        made = kind(**{name: value for name, value in values.items() if name in taken})
-    for name, value in values.items():
-        if getattr(made, name, _NO) is not value:
-            object.__setattr__(made, name, value)  # of frozen ones too
-    return made
-
-
-def _defaults(kind: Any) -> dict[str, Any]:
-    return {
-        field.name: field.default_factory() if callable(field.default_factory) else field.default
-        for field in dataclasses.fields(kind)
-        if not field.default is field.default_factory is dataclasses.MISSING
-    }
-
-
-# Values of one piece.
-
-
-def _refusal(name: str) -> PydanticCustomError:
-    return PydanticCustomError("stored_result", "Input should be a stored {name}", {"name": name})
-
-
-def _one_of(values: Any, name: str = "literal", otherwise: Callable[[object], object] | None = None) -> Any:
-    """One of `values`, by its stored form, or else what `otherwise` makes of it."""
-    by_form: dict[bytes, object] = {}
-    for value in values:
-        with contextlib.suppress(EncodeError):
-            by_form[pack(value)] = value
-
-    def find(data: object) -> object:
-        with contextlib.suppress(Exception):  # whatever an enum's own code raises: it is none of the values
-            found = by_form.get(pack(data), _NO)
-            if found is not _NO:
-                return found
-            if otherwise is not None:
-                return otherwise(data)
-        raise _refusal(name)
-
-    return Annotated[Any, PlainValidator(find)]
-
-
-def _leaf(kind: type, exact: bool) -> Any:
-    undo = _UNDO[kind]
-
-    def only(data: object) -> object:
-        found = undo(data)
-        if found is _NO:
-            raise _refusal(kind.__name__)
-        return found
-
-    def leniently(data: object, handler: ValidatorFunctionWrapHandler) -> object:
-        found = undo(data)
-        return handler(data) if found is _NO else found
-
-    if exact or kind in (str, bytes, bytearray):
-        return Annotated[Any, PlainValidator(only)]
-    return Annotated[kind, WrapValidator(leniently)]
-
-
-def _native(*kinds: type) -> Callable[[object], object]:
-    return lambda data: data if isinstance(data, kinds) else _NO
-
-
-def _text(make: Callable[[str], object]) -> Callable[[object], object]:
-    def undo(data: object) -> object:
-        if isinstance(data, str):
-            with contextlib.suppress(ValueError, ArithmeticError):
-                value = make(data)
-                if plain(value) == data:
-                    return value
-        return _NO
-
-    return undo
-
-
-def _date(text: str) -> date:
-    """A datetime is a date, too."""
-    return date.fromisoformat(text) if len(text) == len("2030-01-31") else datetime.fromisoformat(text)
-
-
-def _span(data: object) -> object:
-    if isinstance(data, float):
-        with contextlib.suppress(ValueError, ArithmeticError):
-            value = timedelta(seconds=data)
-            if plain(value) == data:
+    for name, adapter in choices:
+        try:
+            value = adapter.validator.validate_python(data, strict=False, by_name=True, by_alias=False)
+        except ValidationError as error:
+            for one in error.errors(include_url=False, include_context=False, include_input=False):
+                refuse(name, one["msg"], *one["loc"])
+        except Exception as error:  # noqa: BLE001 - a user's own validator may raise anything for another's data
+            refuse(name, f"reading it raises {type(error).__name__}")
+        else:
+            if _is_stored_as(value, data):
                 return value
-    return _NO
+            fitting.append(value)
+            refuse(name, f"Input should be a stored {name}")
+    if fitting and isinstance(data, dict | list | tuple):
+        return fitting[0]
+    raise ValidationError.from_exception_data("union", problems)
 
 
-_TEXTS: dict[type, Callable[[object], object]] = {
-    datetime: _text(datetime.fromisoformat),
-    date: _text(_date),
-    time: _text(time.fromisoformat),
-    Decimal: _text(Decimal),
-    UUID: _text(UUID),
-}
-_UNDO: dict[type, Callable[[object], object]] = {
-    **_TEXTS,
-    timedelta: _span,
-    bool: _native(bool),
-    int: _native(int),
-    float: _native(float, int),
-    str: _native(str),
-    bytes: _native(bytes),
-    bytearray: lambda data: bytearray(data) if isinstance(data, bytes) else _NO,
-}
+def _is_stored_as(value: object, data: object) -> bool:
+    try:
+        return value is data or _alike(unpack(pack(value)), data)
+    except EncodeError:
+        return False
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Equal, with equal types; maps in any order."""
+    if isinstance(other, tuple):  # the key of a map
+        other = dict(other) if isinstance(one, dict) else list(other)
+    if type(one) is not type(other):
+        return False
+    match one:
+        case dict():
+            keys = {key: type(key) for key in one} == {key: type(key) for key in other}
+            return keys and all(_alike(one[key], other[key]) for key in one)
+        case list():
+            return len(one) == len(other) and all(map(_alike, one, other))
+    return bool(one == other) or (one != one and other != other)  # not a number, both
+
+
+def _breadth(kind: Any) -> tuple[int, int]:
+    """The order in which members of a union are tried: those first whose form is narrower."""
+    kind = _bare(kind)
+    origin, arguments = typing.get_origin(kind) or kind, typing.get_args(kind)
+    if origin is Annotated:
+        return _breadth(arguments[0])
+    if origin in UNIONS:
+        return min(map(_breadth, arguments))
+    if not is_class(origin):
+        return 9 if origin is Any or isinstance(origin, TypeVar) else 2, 0
+    if issubclass(origin, Enum):
+        return 0, 0
+    if origin in TEXTS:
+        return 1, 0
+    if is_typeddict(origin):
+        return 3, -len(origin.__annotations__)
+    if origin is tuple or origin is timedelta:
+        return 3, 0
+    if issubclass(origin, Mapping):
+        return 4, 0
+    return 9 if origin is object else 2, 0
+
+
+def _is_by_tag(said: Any) -> bool:
+    """Whether a function of the user's chooses among the members of a union."""
+    found = said.discriminator if isinstance(said, FieldInfo) else said
+    return isinstance(found, Discriminator) and callable(found.discriminator)
+
+
+def _undiscriminating(said: Any) -> Any:
+    """What is said of a union, without the field that tells its members apart: `_chosen` does it."""
+    if isinstance(said, Discriminator):
+        return None
+    if isinstance(said, FieldInfo) and said.discriminator is not None:
+        said = copy(said)
+        said.discriminator = None
+    return said

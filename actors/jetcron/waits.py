@@ -20,7 +20,7 @@ from jetcron.errors import TryAgain, WrongSequence
 from jetcron.many import each
 from jetcron.options import HOUR, MILLISECOND
 from jetcron.settings import Settings
-from jetcron_protocol.codec import DecodeError, decode, encode
+from jetcron_protocol.codec import DecodeError, VersionError, decode, encode, pack
 from jetcron_protocol.matching import Match, is_absent, match_of, value_at, values_token
 from jetcron_protocol.messages import (
     CancelTrigger,
@@ -91,7 +91,7 @@ class Waits:
     async def look(self, subject: str) -> Met | None:
         """What has met the wait on this subject, if anything has; the leader's answer."""
         stored = await self._bus.last(self._names.journal, subject)
-        return None if stored is None else read_wait(stored).met
+        return None if stored is None else _read(Wait, stored).met
 
     async def close(self, subject: str) -> None:
         """Nothing is waited for there any more."""
@@ -138,7 +138,7 @@ class Waits:
         await each(look, names)
         return found
 
-    async def found_by(self, event: Event) -> list[StoredMessage]:
+    async def found_by(self, event: Event) -> list[tuple[StoredMessage, Wait]]:
         """The waits an event meets: a few exact reads, however many others wait. Those met already are among them."""
         stored = await self._bus.last(self._names.journal, self._names.wait_paths(event.name))
         if stored is None:
@@ -150,27 +150,43 @@ class Waits:
                 filter = self._names.waits_for(event.name, token, values)
                 subjects += await self._bus.subjects(self._names.journal, filter)
         found = await self._bus.multi_last_all(self._names.journal, subjects)
-        return [found[subject] for subject in subjects if subject in found]
+        return [
+            (found[subject], wait)
+            for subject in subjects
+            if subject in found and (wait := _readable(found[subject])) is not None
+        ]
 
     async def meet(self, stored: StoredMessage, wait: Wait, met: Met) -> bool:
         """Store what has come for a wait, unless something came before; whether it stands. Then `wake`."""
         ttl = stored.headers.get(TTL)
         headers = fenced(stored.sequence) | ({TTL: ttl} if ttl else {})
+        body = encode(replace(wait, met=met))
+        if len(body) > self._bus.max_body:
+            met = await self._aside(wait, met, ttl)
+            body = encode(replace(wait, met=met))
         try:
-            await self._bus.publish(stored.subject, encode(replace(wait, met=met)), headers)
+            await self._bus.publish(stored.subject, body, headers)
         except WrongSequence:
             # Ours, if an earlier try was not answered.
             last = await self.look(stored.subject)
             return last is not None and last.event == met.event
         return True
 
-    async def child_ended(self, function: str, parent: str, step: str, met: Met) -> None:
+    async def _aside(self, wait: Wait, met: Met, ttl: str | None) -> Met:
+        """`met` with the data of its event as an object: with the rest of the wait it is too large for a message."""
+        assert met.event is not None
+        life = int(ttl.removesuffix("s")) if ttl else None
+        name = f"{wait.step}#event {met.event.id}"
+        kept = await self._bus.put_object(wait.run, name, pack(met.event.data), ttl=life)
+        return replace(met, event=replace(met.event, data=None), object=kept)
+
+    async def child_ended(self, run: str, function: str, parent: str, step: str, met: Met) -> None:
         """Leave the outcome of a run for the one that invoked it, and wake that."""
         last = await self._last_entry(function, parent)
         if last is None or last.entry in ("completed", "failed", "cancelled"):
             return
-        subject = self._names.wait_for_child(parent, step)
         wait = Wait(function=function, run=parent, step=step, met=met)
+        subject = self._names.wait_for_child(parent, run)
         try:
             await self._bus.publish(subject, encode(wait), fenced(0) | {TTL: f"{_YEAR_SECONDS}s"})
         except WrongSequence:
@@ -194,12 +210,19 @@ class Waits:
         return None if stored is None else _read(JournalEntry, stored)
 
 
-def read_wait(stored: StoredMessage) -> Wait:
-    """A stored wait; raises `TryAgain` for one that a newer program wrote: that must deal with it."""
-    return _read(Wait, stored)
+def _readable(stored: StoredMessage) -> Wait | None:
+    """A stored wait; None for what nobody can read: it must not stop the event for the others."""
+    try:
+        return decode(Wait, stored.payload)
+    except VersionError as error:
+        raise TryAgain(0, 0, str(error)) from None
+    except DecodeError as error:
+        log.error("a wait cannot be read, nothing will meet it", subject=stored.subject, reason=str(error))
+        return None
 
 
 def _read(kind: type[M], stored: StoredMessage) -> M:
+    """Raises `TryAgain` for what a newer program wrote: that must deal with it."""
     try:
         return decode(kind, stored.payload)
     except DecodeError as error:

@@ -21,7 +21,7 @@ MAX_ID = 200
 _TOKEN_LIMIT = 255
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+")
 _NAMESPACE = re.compile(r"[a-z0-9_-]{1,64}")
-_COUNT = re.compile(r"0|[1-9][0-9]{0,17}")
+_COUNT = re.compile(r"0|[1-9][0-9]{0,18}")  # up to 2**63
 _TIME = re.compile(r"0|-?[1-9][0-9]{0,17}")
 _SHARD = re.compile(r"[0-9a-f]{2}")
 _ESCAPED = re.compile(r"(?:[A-Za-z0-9_-]|=[0-9A-F]{2})+")
@@ -327,6 +327,14 @@ class Names:
         return f"{self.namespace}.run.later.{escape(app)}.{escape(name)}.{run}.*"
 
     @property
+    def run_ready_all(self) -> str:
+        return f"{self.namespace}.run.ready.>"
+
+    def run_later_of(self, run: str) -> str:
+        """A filter for what is held of one run whose function is not known."""
+        return f"{self.namespace}.run.later.*.*.{run}.*"
+
+    @property
     def run_later_all(self) -> str:
         return f"{self.namespace}.run.later.>"
 
@@ -402,13 +410,31 @@ class Names:
         """A filter for every wait that an event of this name with these values meets."""
         return f"{self.namespace}.wait.{_bounded(name)}.{paths}.{values}.*.*"
 
-    def wait_for_child(self, run: str, step: str) -> str:
+    def wait_for_child(self, run: str, child: str) -> str:
         """Where the outcome of a run that another one invoked is left for it."""
-        return f"{self.namespace}.wait.==child.-.-.{run}.{_step(step)}"
+        return f"{self.namespace}.wait.==child.-.-.{run}.{child}"
+
+    def waits_for_children(self, run: str) -> str:
+        """A filter for the outcomes left for a run."""
+        return f"{self.namespace}.wait.==child.-.-.{run}.*"
 
     def waits_of(self, run: str) -> str:
         """A filter for everything a run waits for."""
         return f"{self.namespace}.wait.*.*.*.{run}.*"
+
+    @property
+    def lane_all(self) -> str:
+        return f"{self.namespace}.lane.>"
+
+    def lane(self, function: str, lane: str) -> str:
+        """Where it stands which run has a lane of this function, and which wait for it."""
+        app, name = split_function(function)
+        return f"{self.namespace}.lane.{escape(app)}.{escape(name)}.{_bounded(lane)}"
+
+    def lanes_of(self, function: str) -> str:
+        """A filter for the lanes of a function."""
+        app, name = split_function(function)
+        return f"{self.namespace}.lane.{escape(app)}.{escape(name)}.*"
 
     def parse_journal(self, subject: str) -> tuple[str, str]:
         """Function id and run (or ``gap-…``) of a journal subject."""
@@ -425,6 +451,14 @@ class Names:
     @property
     def dead_all(self) -> str:
         return f"{self.namespace}.dead.>"
+
+    def dead_letters_of(self, function: str) -> str:
+        """A filter for the letters of a function's runs that failed for good."""
+        return f"{self.dead_letter('failed', *split_function(function))}.*"
+
+    def dead_letter_of_run(self, run: str) -> str:
+        """A filter for the letter of one run whose function is not known."""
+        return f"{self.dead_letter('failed')}.*.*.{run}"
 
     # The object store, as other NATS clients know it (ADR-20).
     def object_meta(self, name: str) -> str:

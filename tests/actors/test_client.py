@@ -16,7 +16,7 @@ from jetcron.errors import NotFound, PayloadTooLarge, SendFailed, TryAgain
 from jetcron.events import Event
 from jetcron_protocol.codec import EncodeError, decode, encode
 from jetcron_protocol.messages import Event as WireEvent
-from jetcron_protocol.messages import Gap
+from jetcron_protocol.messages import Gap, JournalEntry
 from tests.support.faults import FaultyBus, LoseAnswer, Refuse
 from tests.support.nats_server import NatsServer
 from tests.support.stack import PATIENCE, Stack, until
@@ -212,9 +212,10 @@ async def test_runs_are_listed_newest_first(shared_nats: NatsServer) -> None:
 
 async def test_runs_are_followed_as_they_happen(shared_nats: NatsServer) -> None:
     async with at_work(shared_nats) as (_, client):
-        tail = client.runs.tail()
+        listening = asyncio.Event()
+        tail = client.runs.tail(listening=listening.set)
         first = asyncio.ensure_future(anext(tail))
-        await asyncio.sleep(0.05)
+        await listening.wait()
         handle = await client.run("app.double", 1)
         found = [await asyncio.wait_for(first, PATIENCE), await asyncio.wait_for(anext(tail), PATIENCE)]
         await tail.aclose()  # type: ignore[attr-defined]
@@ -222,6 +223,27 @@ async def test_runs_are_followed_as_they_happen(shared_nats: NatsServer) -> None
             ("app.double", handle.id, "claimed"),
             ("app.double", handle.id, "completed"),
         ]
+
+
+async def test_a_claim_in_vain_is_not_followed(shared_nats: NatsServer) -> None:
+    async with connected(shared_nats) as (stack, client):
+        listening = asyncio.Event()
+        tail = client.runs.tail(listening=listening.set)
+        found = []
+        first = asyncio.ensure_future(anext(tail))
+        await listening.wait()
+        subject = stack.names.journal_of("app.f", "R")
+        for turn, lost, executor in [(0, 0, "a"), (0, 0, "b"), (0, 1, "c"), (1, 0, "d"), (1, 0, "e")]:
+            entry = JournalEntry(entry="claimed", turn=turn, lost=lost, at=1, executor=executor)
+            await stack.bus.publish(subject, encode(entry))
+        await stack.bus.publish(stack.names.journal_of("app.f", "gap-1"), b"x")
+        await stack.bus.publish(subject, b"\xc1")
+        await stack.bus.publish(subject, encode(JournalEntry(entry="completed", turn=1, at=1, executor="d")))
+        found.append(await asyncio.wait_for(first, PATIENCE))
+        while found[-1][2].entry != "completed":
+            found.append(await asyncio.wait_for(anext(tail), PATIENCE))
+        await tail.aclose()  # type: ignore[attr-defined]
+        assert [entry.executor for _, _, entry in found] == ["a", "c", "d", "d"]
 
 
 async def test_gaps_are_read_from_the_ledger(shared_nats: NatsServer) -> None:

@@ -81,6 +81,10 @@ def cases() -> dict[str, Due]:
             {"replaced": (replaced, soon + 3 * HOUR)},
         ),
         "a run held for its jitter": Due([hourly("jitter", jitter=24 * HOUR)], [("jitter", soon)]),
+        "left to the other scheduler": Due(
+            [hourly("other", executes="other"), hourly("one")], [("other", soon), ("one", soon)]
+        ),
+        "left to the other scheduler, late": Due([hourly("other", executes="other")], [("other", late)]),
         "one that cannot be read": Due([hourly("one")], [("one", soon)], raw=b"\xc1"),
     }
 

@@ -288,3 +288,42 @@ async def test_an_event_replayed_at_once_is_stored_again(shared_nats: NatsServer
         await stack.settled(names.events, names.event_router)
         (again,) = await client.dead.list()
         assert again.letter.subject == names.event("x"), "it is as unreadable as it was"
+
+
+async def test_an_end_is_heard_before_it_can_be_read(
+    shared_nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server passes a message on before it has stored it: then nothing more is heard, and the end must be read."""
+    app = App("early")
+    gate = asyncio.Event()
+
+    @app.function()
+    async def waits(ctx: Context) -> str:
+        await gate.wait()
+        return "done"
+
+    async with house(shared_nats, app) as h:
+        handle = await h.run("waits")
+        await h.stack.journal.wait("claimed")
+        monkeypatch.setattr("jetcron.runs._LISTEN_SECONDS", 10 * PATIENCE)
+        last, stale = handle._bus.last, []
+        listening = asyncio.Event()
+
+        async def late(stream: str, subject: str) -> Any:
+            found = await last(stream, subject)
+            listening.set()
+            if (
+                found is not None
+                and decode(JournalEntry, found.payload).entry == "completed"
+                and len(stale) < 3
+            ):
+                stale.append(found)
+                return None
+            return found
+
+        monkeypatch.setattr(handle._bus, "last", late)
+        result = asyncio.create_task(handle.result(PATIENCE))
+        await asyncio.wait_for(listening.wait(), PATIENCE)
+        gate.set()
+        assert await result == "done"
+        assert len(stale) == 3

@@ -23,8 +23,9 @@ from tests.examples.documents import ALL, DOCS, README, ROOT, Block, anchors, bl
 from tests.support.nats_server import NatsServer
 from tests.support.stack import Stack
 
-OPERATIONS, PROTOCOL, CONCEPTS, CONTRIBUTING = (
-    ROOT / "docs" / f"{name}.md" for name in ("operations", "protocol", "concepts", "contributing")
+OPERATIONS, PROTOCOL, CONCEPTS, DURABLE, CONTRIBUTING = (
+    ROOT / "docs" / f"{name}.md"
+    for name in ("operations", "protocol", "concepts", "durable-runs", "contributing")
 )
 NAMES = Names()
 
@@ -41,8 +42,10 @@ def test_python_compiles(block: Block) -> None:
     compile(block.text, str(block), "exec")
 
 
-@pytest.mark.parametrize("block", blocks(CONCEPTS, "python"), ids=named)
-def test_concepts_run(block: Block) -> None:
+@pytest.mark.parametrize(
+    "block", [b for file in (CONCEPTS, DURABLE) for b in blocks(file, "python")], ids=named
+)
+def test_examples_in_documents_run(block: Block) -> None:
     scope: dict[str, Any] = {"__name__": "concepts"}
     exec(compile(block.text, str(block), "exec"), scope)
     for app in (value for value in scope.values() if isinstance(value, App)):
@@ -98,10 +101,10 @@ def variables() -> dict[str, Any]:
 
 @pytest.mark.parametrize("file", ALL, ids=named)
 def test_variables_are_settings(file: Path) -> None:
-    buckets = {"JETCRON_REGISTRY", "JETCRON_EXECUTORS"}
+    buckets = {"JETCRON_REGISTRY", "JETCRON_EXECUTORS", "JETCRON_OBJECTS"}
     known = {*variables(), *(stream["name"] for stream in streams(NAMES)), *buckets}
     text = file.read_text()
-    for variable in set(re.findall(r"\b(?:JETCRON|NATS)_[A-Z_]*[A-Z]\b", text.replace("KV_", ""))):
+    for variable in set(re.findall(r"\b(?:JETCRON|NATS)_[A-Z_]*[A-Z]\b", re.sub(r"\b(KV|OBJ)_", "", text))):
         assert variable in known, variable
 
 
@@ -204,6 +207,10 @@ def test_every_subject_is_in_the_table() -> None:
         NAMES.journal_of(f, run),
         NAMES.journal_of(f, gap_token("a.b", 1)),
         NAMES.dead_letter("failed", "app", "f", run),
+        NAMES.wait_paths("order.placed"),
+        NAMES.wait_for("order.placed", "1-ab", "cd", run, "a step"),
+        NAMES.wait_for_child(run, run),
+        NAMES.cancelled("app"),
     ):
         assert any(pattern.fullmatch(subject) for pattern in patterns), subject
 

@@ -6,7 +6,7 @@ acknowledgement, the rest once all messages are gone.
 
 from dataclasses import dataclass, field
 
-from jetcron.journal import FINISHED, fold
+from jetcron.history import FINISHED, fold
 from jetcron_protocol.messages import JournalEntry, Run
 from tests.model.clockwork import START, Host, Network, Odds, World
 from tests.model.executors import LEAD, LOST_LIMIT, RETRY, TTL, Executor, Plan, Shared

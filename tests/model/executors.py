@@ -12,7 +12,7 @@ from typing import Any
 from jetcron import retry
 from jetcron.errors import NonRetriableError
 from jetcron.executor.decide import Acknowledge, Ask, Claim, FollowUp, GiveUp, HandBack, Verdict, decide
-from jetcron.journal import History, finish, fold, step
+from jetcron.history import History, finish, fold, step
 from jetcron.options import Retry
 from jetcron_protocol.messages import JournalEntry, Run
 from tests.model.clockwork import Host, Network, Steps, Task, TryAgain, World, WrongSequence

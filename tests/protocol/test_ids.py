@@ -168,3 +168,11 @@ SCHEDULE = "01HF7YAT003HBKB24WA1EA91QG"
 EVENT = "0000000000E3Y9DY7DCPDPHRP2"
 CHILD = "01HF7YAT000WSDPH4AF4ZHHV1A"
 SHARD = "2a"
+
+
+def test_a_percentage_of_schedules_is_that_many_and_the_same_always() -> None:
+    ranks = [ids.hand_over_rank(f"team-{n}") for n in range(10_000)]
+    assert ranks == [ids.hand_over_rank(f"team-{n}") for n in range(10_000)]
+    assert min(ranks) >= 0
+    assert max(ranks) < 10_000
+    assert 2_300 < sum(rank < 2_500 for rank in ranks) < 2_700

@@ -125,6 +125,12 @@ def test_a_tick_says_what_it_was_named_by(schedule: str, revision: int, at: int)
         assert _matches(names.ticks_of_shard(shard(schedule)), subject)
 
 
+@pytest.mark.parametrize("largest", [(1 << 63) - 1, 10**18])
+def test_whatever_counts_in_a_message_can_be_read_from_a_subject(largest: int) -> None:
+    assert names.parse_tick(names.tick_held("s", largest, 0)).revision == largest
+    assert names.parse_run_later(names.run_later("a.f", "R", largest)).turn == largest
+
+
 @given(functions, counts)
 def test_a_held_run_says_what_it_was_named_by(function: str, turn: int) -> None:
     run = child_run_id("x", function)
@@ -224,6 +230,7 @@ def test_no_name_of_allowed_ids_is_too_long_for_the_server(one: str, other: str)
         names.later_due(event),
         names.dead_letter("event", event, other),
         names.sync(one),
+        names.lane("app.f", one),
     ]
     for subject in subjects:
         assert len(subject) <= MAX_SUBJECT
@@ -235,6 +242,15 @@ def test_a_dead_letter_has_a_subject_whatever_it_holds(tokens: list[str]) -> Non
     subject = names.dead_letter("event", *tokens)
     assert len(subject.split(".")) == 3 + len(tokens)
     assert all(TOKEN.fullmatch(token) for token in subject.split("."))
+
+
+@given(functions)
+def test_the_dead_letter_of_a_run_is_found_by_its_function_and_without_it(function: str) -> None:
+    subject = names.dead_letter("failed", *split_function(function), "RUN")
+    assert _matches(names.dead_letters_of(function), subject)
+    assert _matches(names.dead_letter_of_run("RUN"), subject)
+    assert not _matches(names.dead_letter_of_run("OTHER"), subject)
+    assert not _matches(names.dead_letters_of(f"{function}x"), subject)
 
 
 @given(st.tuples(texts, texts), st.tuples(texts, texts))

@@ -24,7 +24,7 @@ from jetcron.bus import Bus, Outgoing
 from jetcron.errors import BusError, NotFound, TryAgain
 from jetcron.events import Event, store_events, to_wire
 from jetcron.health_checker import arm
-from jetcron.journal import FINISHED
+from jetcron.history import FINISHED
 from jetcron.settings import Settings
 from jetcron_protocol.codec import DecodeError, decode
 from jetcron_protocol.messages import DeadLetter, Gap, JournalEntry, Schedule
@@ -88,9 +88,16 @@ def now_ms() -> int:
 
 
 class Member:
-    """One copy of an actor: the process its command starts, and its log over all its lives."""
+    """One copy of an actor: the process its command starts, and its log over all its lives. Executors run `app`."""
 
-    def __init__(self, kind: str, number: int, folder: Path, environment: dict[str, str]) -> None:
+    def __init__(
+        self,
+        kind: str,
+        number: int,
+        folder: Path,
+        environment: dict[str, str],
+        app: str = "tests.chaos.apps:app",
+    ) -> None:
         self.kind = kind
         self.name = f"{kind}-{number}"
         self.environment = environment
@@ -100,6 +107,7 @@ class Member:
         self.lives = 0
         self.ends: list[str] = []
         """How its lives ended that nobody here ended: exit code and last lines."""
+        self._app = app
         self._log = folder / f"{self.name}.log"
         self._born_at = 0
         self._process: subprocess.Popen[bytes] | None = None
@@ -118,7 +126,7 @@ class Member:
         self.wanted = True
         if self.alive:
             return
-        target = ["tests.chaos.apps:app"] if self.kind == "executor" else []
+        target = [self._app] if self.kind == "executor" else []
         self._born_at = self._log.stat().st_size if self._log.exists() else 0
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -175,6 +183,19 @@ class Member:
     def begun(self) -> bool:
         """Whether it runs, connected, in this life."""
         return self.alive and f'"actor": "{self.kind}"' in self.log() and '"event": "started"' in self.log()
+
+
+def unexpected(members: Iterable[Member]) -> list[str]:
+    """Ends of processes that nobody caused, and what their loops threw away."""
+    found = []
+    for member in members:
+        found += member.ends
+        found += [
+            f"{member.name}: {line}"
+            for line in member.log(whole=True).splitlines()
+            if "never retrieved" in line or "was destroyed but it is pending" in line
+        ]
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -601,14 +622,7 @@ class Chaos:
 
     def unexpected(self) -> list[str]:
         """Ends of processes nobody here caused, and what their loops threw away."""
-        found = [end for member in self.members for end in member.ends]
-        for member in self.members:
-            found += [
-                f"{member.name}: {line}"
-                for line in member.log(whole=True).splitlines()
-                if "never retrieved" in line or "was destroyed but it is pending" in line
-            ]
-        return found
+        return unexpected(self.members)
 
     def repairs(self) -> list[str]:
         """Cycles the health-checker found broken: an occurrence it saved is a fault all the same."""

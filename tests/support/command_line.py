@@ -2,11 +2,14 @@
 
 import asyncio
 import contextlib
+import fcntl
 import logging
 import os
 import re
 import signal
+import struct
 import sys
+import termios
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,3 +133,51 @@ async def running(*arguments: str, cwd: Path, **env: str) -> AsyncIterator[Comma
         await process.wait()
         command._reader.cancel()
         await asyncio.gather(command._reader, return_exceptions=True)
+
+
+async def on_a_terminal(
+    *arguments: str, cwd: Path, answer: str = "", width: int = 80, **env: str
+) -> tuple[int, str]:
+    """Run `jetcron` on a terminal of its own, `answer` typed into it; its exit code and all it showed, plain."""
+    ours, theirs = os.openpty()
+    environment = clean_environment(TERM="xterm", **env)
+    for variable in ("COLUMNS", "LINES", "NO_COLOR"):
+        environment.pop(variable, None)  # of whoever runs the tests
+    try:
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, width, 0, 0))
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "jetcron",
+            *arguments,
+            cwd=cwd,
+            env=environment,
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+        )
+        os.write(ours, answer.encode())
+    finally:
+        os.close(theirs)
+    try:
+        async with asyncio.timeout(PATIENCE):
+            shown = await asyncio.to_thread(_read_all, ours)
+            code = await process.wait()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        os.close(ours)
+    return code, _COLOURS.sub("", shown.replace("\r\n", "\n"))
+
+
+def _read_all(terminal: int) -> str:
+    """Until the last process has closed it."""
+    found = b""
+    while True:
+        try:
+            part = os.read(terminal, 65_536)
+        except OSError:  # how Linux says so
+            part = b""
+        if not part:
+            return found.decode(errors="replace")
+        found += part

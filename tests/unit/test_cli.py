@@ -13,11 +13,12 @@ import pytest
 import structlog
 
 import jetcron
-from jetcron import logs
+from jetcron import App, Context, logs
 from jetcron.cli.sending import OptionalWait
+from jetcron.dev.banner import app_lines
 from jetcron.dev.live import Live, Paint
 from jetcron.errors import ConfigurationError
-from jetcron.loading import AppNotFound, ImportFailed, load
+from jetcron.loading import AppNotFound, ImportFailed, Loaded, load
 from jetcron.settings import Settings
 from tests.support.command_line import call, untouched_logging
 
@@ -79,7 +80,20 @@ def test_version() -> None:
         ["functions"],
         ["functions", "pause"],
         ["runs", "list", "--limit", "0"],
+        ["runs", "list", "--status", "queued"],
+        ["runs", "show"],
+        ["runs", "show", "R", "--limit", "0"],
+        ["runs", "cancel"],
+        ["runs", "retry"],
         ["dead", "show", "x"],
+        ["dead", "list", "--kind", "faild"],
+        ["dead", "list", "--since", "yesterday"],
+        ["dead", "list", "--until", "0.5s"],
+        ["dead", "list", "--since", "1h", "--until", "2h"],
+        ["dead", "replay"],
+        ["dead", "replay", "0"],
+        ["dead", "replay", "3", "--function", "a.f"],
+        ["dead", "replay", "--yes"],
     ],
     ids=" ".join,
 )
@@ -89,7 +103,7 @@ def test_usage_errors_exit_2(arguments: list[str]) -> None:
     assert "Traceback" not in result.output
 
 
-@pytest.mark.parametrize("verb", [["runs", "cancel"], ["runs", "retry"], ["dashboard"]], ids=str)
+@pytest.mark.parametrize("verb", [["dashboard"]], ids=str)
 def test_verbs_of_later_versions_are_absent(verb: list[str]) -> None:
     assert "No such command" in call(*verb).output
 
@@ -436,6 +450,36 @@ RUN = {"function": "reports.dispatch", "run": "01K", "attempt": 0}
             "✗  reports.dispatch  failed for good: HTTPError: 500  jetcron runs show 01K",
         ),
         (
+            "executor",
+            RUN | {"event": "waiting", "on": ["a nap", "paid"], "again_at": 7_200_000, "level": "debug"},
+            "⏸  reports.dispatch  waits, 2 h at most: a nap, paid",
+        ),
+        (
+            "executor",
+            RUN | {"event": "cancelled", "error": "StartTimeout: late", "level": "warning"},
+            "⊘  reports.dispatch  cancelled: StartTimeout: late",
+        ),
+        (
+            "executor",
+            RUN | {"event": "cancelled", "level": "info"},
+            "⊘  reports.dispatch  stopped, for it was cancelled",
+        ),
+        (
+            "event-router",
+            {"event": "cancelled", "name": "order.cancelled", "function": "a.f", "level": "debug"},
+            "⊘  a.f  cancelled by order.cancelled",
+        ),
+        (
+            "event-router",
+            {"event": "met", "name": "order.paid", "function": "a.f", "level": "debug"},
+            "✉  order.paid  → a.f, which waits for it",
+        ),
+        (
+            "event-router",
+            {"event": "routed", "name": "order.paid", "functions": (), "level": "debug"},
+            "✉  order.paid  starts no function",
+        ),
+        (
             "event-router",
             {
                 "event": "routed",
@@ -471,6 +515,21 @@ def test_live_lines(logger: str, event: dict[str, object], line: str | None) -> 
     time, _, rest = live(None, "", given).partition("  ")
     assert time.endswith(":00.003")
     assert rest == line
+
+
+def test_a_handler_of_failures_is_shown_with_what_starts_it() -> None:
+    app = App("shop")
+
+    async def tell(ctx: Context) -> None: ...
+
+    @app.function(on="order.placed", on_failure=tell)
+    async def fulfil(ctx: Context) -> None: ...
+
+    lines = list(app_lines(Loaded(app, "shop:app", Path()), 0, Paint(False)))
+    assert [line.split("  ")[-1].strip() for line in lines[1:3]] == [
+        "on order.placed",
+        "when shop.fulfil has failed",
+    ]
 
 
 def test_a_failure_shows_its_traceback() -> None:

@@ -12,7 +12,7 @@ from jetcron.executor.decide import (
     Verdict,
     decide,
 )
-from jetcron.journal import History, fold
+from jetcron.history import History, fold
 from jetcron_protocol.messages import JournalEntry
 
 

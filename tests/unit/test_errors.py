@@ -127,7 +127,10 @@ def test_retry_after_refuses_a_naive_datetime() -> None:
         (StepError("charge", "CardError", "card refused"), "step 'charge' failed: CardError: card refused"),
         (RunFailed("01H", "KeyError", "'x'", "Traceback …"), "run 01H failed: KeyError: 'x'"),
         (RunFailed("01H", "KeyError", ""), "run 01H failed: KeyError"),
-        (RunNotFound("01H"), "there is no run 01H; finished runs are forgotten after their `keep`"),
+        (
+            RunNotFound("01M80JVRDMGNAY21PG4JVE9DHC"),
+            "there is no run 01M80JVRDMGNAY21PG4JVE9DHC; finished runs are forgotten after their `keep`",
+        ),
         (PayloadTooLarge(2_000, 1_000), "the message has 2000 bytes; at most 1000 are accepted"),
         (ServerTooOld("2.10.0", "2.14.3"), "nats-server 2.10.0 is too old; Jetcron needs 2.14.3 or later"),
         (

@@ -5,7 +5,7 @@ errors of `jetcron.errors` alone.
 """
 
 from jetcron.bus.admin import Change
-from jetcron.bus.objects import Objects
+from jetcron.bus.objects import LONGEST, Objects
 from jetcron.bus.publish import (
     MAX_BATCH,
     MSG_ID,
@@ -37,6 +37,7 @@ class Bus(Objects):
 
 __all__ = [
     "DELETED",
+    "LONGEST",
     "MAX_BATCH",
     "MSG_ID",
     "OPERATION",

@@ -10,6 +10,7 @@ import datetime as dt
 import json
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from jetcron.bus.link import REQUEST_SECONDS, Link
@@ -138,11 +139,14 @@ class Reader(Link):
         async with self.replies() as (inbox, queue):
             await self.post(f"$JS.API.DIRECT.GET.{stream}", json.dumps(query).encode(), reply=inbox)
             while True:
-                try:
-                    async with asyncio.timeout(REQUEST_SECONDS):
-                        msg = await queue.get()
-                except TimeoutError:
-                    raise TryAgain(408, 0, f"a read of {stream} was not answered") from None
+                if queue.empty():
+                    try:
+                        async with asyncio.timeout(REQUEST_SECONDS):
+                            msg = await queue.get()
+                    except TimeoutError:
+                        raise TryAgain(408, 0, f"a read of {stream} was not answered") from None
+                else:
+                    msg = queue.get_nowait()
                 headers = msg.headers or {}
                 match headers.get(STATUS):
                     case None:
@@ -250,7 +254,11 @@ def _is_wildcard(subject: str) -> bool:
 
 def rfc3339_ms(text: str) -> int:
     """Epoch milliseconds of the server's time stamps, which have up to nine decimals."""
-    body = text.rstrip("Z")
-    whole, _, fraction = body.partition(".")
-    moment = dt.datetime.fromisoformat(whole).replace(tzinfo=dt.UTC)
-    return int(moment.timestamp()) * 1000 + int((fraction + "000")[:3])
+    whole, _, fraction = text.rstrip("Z").partition(".")
+    return _second(whole) + int((fraction + "000")[:3])
+
+
+@lru_cache(maxsize=256)
+def _second(text: str) -> int:
+    """Epoch ms; of a thousand messages most were stored within a few seconds."""
+    return int(dt.datetime.fromisoformat(text).replace(tzinfo=dt.UTC).timestamp()) * 1000

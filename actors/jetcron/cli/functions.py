@@ -12,6 +12,7 @@ from jetcron.cron import CronError, fire_times
 from jetcron.declared import schedule_id
 from jetcron.errors import NotFound, TryAgain
 from jetcron_protocol.messages import Function
+from jetcron_protocol.subjects import HANDLER
 
 app = typer.Typer(no_args_is_help=True, help="The registered functions.")
 
@@ -107,7 +108,10 @@ def _triggers(function: Function) -> list[str]:
         cron.expression if cron.timezone == "UTC" else f"{cron.expression} {cron.timezone}"
         for cron in function.cron
     ]
-    return [*crons, *(f"on {name}" for name in function.on)]
+    handled = (
+        [f"when {function.id.removesuffix(HANDLER)} has failed"] if function.id.endswith(HANDLER) else []
+    )
+    return [*crons, *(f"on {name}" for name in function.on), *handled]
 
 
 def _next(function: Function, now: int) -> dict[str, int | None]:
@@ -144,6 +148,9 @@ def _plain(function: Function, now: int) -> dict[str, Any]:
         "jitter_ms": function.jitter or None,
         "keep_ms": function.keep,
         "catch_up": function.catch_up,
+        "catch_up_within_ms": function.catch_up_within,
+        "catch_up_most": function.catch_up_most,
+        "overlap": function.overlap,
     }
 
 

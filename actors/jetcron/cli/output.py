@@ -13,10 +13,13 @@ from datetime import datetime
 from typing import Any, Never
 
 import typer
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.markup import escape as escape
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from jetcron.clock import from_ms
 from jetcron.errors import JetcronError, leaves
@@ -34,7 +37,9 @@ STATES = {
     "paused": "yellow",
     "retrying": "yellow",
     "running": "blue",
+    "waiting": "cyan",
     "failed": "red",
+    "lost": "red",
     "cancelled": "magenta",
     "archived": "dim",
     "ended": "dim",
@@ -43,14 +48,18 @@ STATES = {
 }
 
 
+_FOLDED = 26
+"""The last column of a table is not made narrower than this."""
+
+
 def out() -> Console:
     """stdout; made anew each time, for a test replaces the stream."""
-    return Console(highlight=False, soft_wrap=True)
+    return Console(highlight=False, emoji=False, soft_wrap=True)
 
 
 def say(text: str) -> None:
     """A line on stderr: what is going on, not the result."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(text)
+    Console(stderr=True, highlight=False, emoji=False, soft_wrap=True).print(text)
 
 
 @contextlib.contextmanager
@@ -117,10 +126,37 @@ def span(ms: float | None) -> str:
         return ""
     if ms < 1_000:
         return f"{ms:.0f} ms"
-    for factor, unit in ((1_000, "s"), (60_000, "min"), (3_600_000, "h")):
-        if ms < factor * 120 or unit == "h":
+    for factor, unit, most in ((1_000, "s", 120), (60_000, "min", 120), (3_600_000, "h", 48)):
+        if ms < factor * most:
             return f"{ms / factor:.3g} {unit}"
-    raise AssertionError
+    days = ms / 86_400_000
+    return f"{days:.3g} days" if days < 1_000 else f"{days:.0f} days"
+
+
+def offset(ms: int) -> str:
+    """Milliseconds since a beginning, in at most eight characters."""
+    sign, ms = ("-", -ms) if ms < 0 else ("+", ms)
+    seconds, minutes = ms // 1_000, ms // 60_000
+    if ms < 1_000:
+        return f"{sign}{ms}ms"
+    if ms < 60_000:
+        return f"{sign}{ms / 1_000:.2f}s" if ms < 10_000 else f"{sign}{ms / 1_000:.1f}s"
+    if ms < 3_600_000:
+        return f"{sign}{minutes}m{seconds % 60:02d}s"
+    if ms < 86_400_000:
+        return f"{sign}{minutes // 60}h{minutes % 60:02d}m"
+    hours = minutes // 60
+    return f"{sign}{hours // 24}d{hours % 24:02d}h"
+
+
+def ahead(ms: int, now: int) -> str:
+    """A time to come, and how far off it is; how it was, if it is past."""
+    return f"{shown(ms)} (in {span(ms - now)})" if ms > now else shown(ms)
+
+
+def compact(value: Any) -> str:
+    """A value as JSON on one line."""
+    return json.dumps(value, default=jsonable, ensure_ascii=False)
 
 
 def size(octets: float) -> str:
@@ -138,8 +174,19 @@ def state(text: str) -> str:
     return f"[{style}]{escape(text)}[/{style}]" if style else escape(text)
 
 
-def table(rows: Sequence[Any], columns: Mapping[str, Callable[[Any], str]], *, empty: str) -> None:
-    """Rows as a table; cells are rich markup. `empty` is said when there are none."""
+def table(
+    rows: Sequence[Any],
+    columns: Mapping[str, Callable[[Any], str]],
+    *,
+    empty: str,
+    narrow: Sequence[str] = (),
+    below: Callable[[Any], str] | None = None,
+) -> None:
+    """Rows as a table; cells are rich markup. `empty` is said when there are none.
+
+    In a terminal too narrow for it, only the columns in `narrow`, each row with what `below` says of it on a line of
+    its own.
+    """
     if not rows:
         say(f"[dim]{escape(empty)}[/dim]")
         return
@@ -154,15 +201,38 @@ def table(rows: Sequence[Any], columns: Mapping[str, Callable[[Any], str]], *, e
         grid.add_column(name, overflow="fold")
     for row in rows:
         grid.add_row(*(cell(row) for cell in columns.values()))
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     if console.is_terminal:
-        console.print(grid)
+        wide = Measurement.get(console, console.options.update(width=10_000), grid).maximum
+        last = max(Text.from_markup(list(columns.values())[-1](row), emoji=False).cell_len for row in rows)
+        # The last column may fold, and its padding be cut off.
+        if narrow and wide - max(last - _FOLDED, 0) - 2 > console.width:
+            _narrow(rows, {name: columns[name] for name in narrow}, below)
+        else:
+            console.print(grid)
         return
     # Whoever reads us by lines and columns must find whole words, and nothing after the last.
-    console = Console(highlight=False, width=10_000)
+    console = Console(highlight=False, emoji=False, width=10_000)
     with console.capture() as capture:
         console.print(grid)
     sys.stdout.write("".join(f"{line.rstrip()}\n" for line in capture.get().splitlines()))
+
+
+def _narrow(
+    rows: Sequence[Any], columns: Mapping[str, Callable[[Any], str]], below: Callable[[Any], str] | None
+) -> None:
+    cells = [[Text(name, "dim") for name in columns]]
+    cells += [[Text.from_markup(cell(row), emoji=False) for cell in columns.values()] for row in rows]
+    for column in list(zip(*cells, strict=True))[:-1]:
+        width = max(cell.cell_len for cell in column)
+        for cell in column:
+            cell.pad_right(width - cell.cell_len)
+    console = out()
+    for line, row in zip(cells, [None, *rows], strict=True):
+        console.print(Text("  ").join(line))
+        note = below(row) if below is not None and row is not None else ""
+        if note:
+            console.print(f"  [dim]{note}[/dim]")
 
 
 @contextlib.contextmanager
@@ -179,7 +249,7 @@ def progress(what: str, total: int | None = None) -> Iterator[Callable[[int], No
 
 
 def first_line(text: str, width: int = 80) -> str:
-    """The beginning of a text, for one cell."""
+    """The beginning of a text, for one cell: at most so many columns wide."""
     lines = text.splitlines()
     line = lines[0] if lines else ""
-    return escape(line if len(line) <= width else f"{line[: width - 1]}…")
+    return escape(line if cell_len(line) <= width else f"{set_cell_size(line, width - 1).rstrip()}…")

@@ -6,7 +6,7 @@ import typer
 from typer.core import TyperGroup
 
 import jetcron
-from jetcron.cli import actors, checks, dead, functions, runs, schedules, sending, times
+from jetcron.cli import actors, checks, dead, functions, importing, runs, schedules, sending, shadowing, times
 from jetcron.cli.output import telling
 
 
@@ -58,6 +58,8 @@ app.add_typer(functions.app, name="functions")
 app.add_typer(schedules.app, name="schedules")
 app.add_typer(runs.app, name="runs")
 app.add_typer(dead.app, name="dead")
+app.add_typer(importing.app, name="import")
+shadowing.add_to(app)
 checks.add_to(app)
 
 

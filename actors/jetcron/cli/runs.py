@@ -1,32 +1,58 @@
-"""`jetcron runs`: what ran, how it went, and what happens now."""
+"""`jetcron runs`: what ran, how it went, what happens now; to end it, or begin it again."""
 
 import dataclasses
-from typing import Annotated, Any
+import json as json_
+from enum import StrEnum
+from typing import Annotated
 
 import typer
 
 from jetcron import loop
-from jetcron.cli import output, session
+from jetcron.cli import follow, output, session
 from jetcron.cli.functions import Json
+from jetcron.cli.one_run import page
+from jetcron.cli.run_facts import child_runs, line_of, took, tries, waits_for
+from jetcron.cli.run_json import brief, whole
 from jetcron.client import Client
-from jetcron.clock import from_ms
-from jetcron.logs import local_time
+from jetcron.clock import SystemClock
+from jetcron.errors import ConfigurationError, RunNotFound
+from jetcron.lanes import waits_for_turn
 from jetcron.runs import GapView, RunView
-from jetcron_protocol.messages import Attempt, JournalEntry
 
 _WHY = {
     "catch_up": "missed, and catch_up left it out",
+    "too_old": "missed, and older than catch_up lets run",
     "too_many": "missed, with more than catch_up='all' runs",
+    "handed_over": "left to the other scheduler, which executes it",
     "unknown_history": "so long ago that nobody can tell whether it ran",
+    "overlap": "another one of its schedule went on, and overlap left it out",
 }
 
 app = typer.Typer(no_args_is_help=True, help="Runs: those whose journal stands.")
 
+Of = Annotated[
+    str | None, typer.Option("--function", "-f", metavar="APP.FUNCTION", help="Of this function alone.")
+]
+Ids = Annotated[list[str], typer.Argument(metavar="RUN...", help="As in jetcron runs list.")]
+
+
+class Standing(StrEnum):
+    """How a run with a journal stands."""
+
+    running = "running"
+    waiting = "waiting"
+    retrying = "retrying"
+    completed = "completed"
+    failed = "failed"
+    cancelled = "cancelled"
+
 
 @app.command("list")
 def list_runs(
-    function: Annotated[
-        str | None, typer.Option("--function", "-f", metavar="APP.FUNCTION", help="Of this function alone.")
+    function: Of = None,
+    status: Annotated[
+        list[Standing] | None,
+        typer.Option("--status", "-s", help="Those that stand so alone; may be repeated.", show_choices=True),
     ] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=100_000)] = 20,
     json: Json = False,
@@ -34,11 +60,12 @@ def list_runs(
     """The newest runs first. A run nobody has taken yet has no journal and is not shown."""
 
     async def work(client: Client) -> list[RunView]:
-        return await client.runs.list(function=function, limit=limit)
+        wanted = [one.value for one in status] if status else None
+        return await client.runs.list(function=function, status=wanted, limit=limit)
 
     found = session.with_client(work)
     if json:
-        output.print_json([_brief(run) for run in found])
+        output.print_json([brief(run) for run in found])
         return
     output.table(
         found,
@@ -46,75 +73,110 @@ def list_runs(
             "RUN": lambda run: run.id,
             "FUNCTION": lambda run: output.escape(run.function),
             "STATUS": lambda run: output.state(run.status),
-            "BY": lambda run: _trigger(run),
+            "BY": _by,
             "FOR": lambda run: output.shown(run.history.about.fire_at if run.history.about else None),
-            "TOOK": lambda run: output.span(_took(run)),
-            "TRIES": lambda run: str(len(run.history.attempts)),
-            "ERROR": lambda run: output.first_line(_error(run), 60),
+            "TOOK": lambda run: output.span(took(run)),
+            "TRIES": lambda run: str(tries(run.history.attempts)),
+            "NOTE": lambda run: output.first_line(_note(run), 80),
         },
-        empty="no runs are remembered",
+        narrow=("RUN", "STATUS", "FOR", "FUNCTION"),
+        below=lambda run: output.first_line(_note(run), 76),
+        empty="no runs are remembered" if not (function or status) else "no run is remembered that is so",
     )
 
 
 @app.command("show")
-def show(run: Annotated[str, typer.Argument(metavar="RUN")], json: Json = False) -> None:
-    """One run: attempts, steps, error, result."""
+def show(
+    run: Annotated[str, typer.Argument(metavar="RUN")],
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", min=1, max=100_000, help="Rows of the timeline, about.")
+    ] = 100,
+    all: Annotated[bool, typer.Option("--all", "-a", help="Every row of the timeline.")] = False,
+    result: Annotated[
+        bool, typer.Option("--result", help="Only what it returned, whole, as JSON; 1 if it did not.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """One run as a timeline: attempts, steps, waits, child runs, the last error, the result."""
 
-    async def work(client: Client) -> RunView:
-        return await client.runs.get(run)
+    async def work(client: Client) -> tuple[RunView, dict[str, str]]:
+        found = await client.runs.get(run)
+        return found, dict(await client.runs.statuses(child_runs(found)))
 
-    found = session.with_client(work)
+    if result:
+        output.print_json(session.with_client(lambda client: client.runs.result(run)))
+        return
+    found, children = session.with_client(work)
     if json:
-        output.print_json(_whole(found))
+        output.print_json(whole(found, children))
         return
     console = output.out()
-    console.print(f"[bold]{output.escape(found.function)}[/bold]  {found.id}  {output.state(found.status)}")
-    about = found.history.about
-    if about is not None:
-        console.print(f"[dim]by {_trigger(found)}, for {output.moment(about.fire_at)}[/dim]")
-    output.table(
-        found.history.attempts,
-        {
-            "ATTEMPT": lambda one: str(one.number + 1),
-            "OUTCOME": lambda one: output.state(one.outcome or "running"),
-            "STARTED": lambda one: output.moment(one.started) or "",
-            "LATE": lambda one: output.span(_late(found, one)),
-            "TOOK": lambda one: output.span(
-                one.ended - one.started if one.ended is not None and one.started is not None else None
-            ),
-            "EXECUTOR": lambda one: output.escape(one.executor),
-            "ERROR": lambda one: (
-                output.first_line(f"{one.error.type}: {one.error.message}") if one.error else ""
-            ),
-        },
-        empty="no attempt was made",
-    )
-    steps = list(found.history.steps.values())
-    if steps:
-        output.table(
-            steps,
-            {
-                "STEP": lambda one: output.escape(one.id),
-                "WHAT": lambda one: one.op,
-                "AT": lambda one: output.moment(one.at) or "",
-                "RESULT": lambda one: output.first_line(_compact(one.result)),
-            },
-            empty="",
-        )
-    error = found.error or next((one.error for one in reversed(found.history.attempts) if one.error), None)
-    if error is not None and found.status != "completed":
-        if error.traceback:
-            console.print(output.escape(error.traceback.rstrip()))
-        console.print(f"[red]{output.escape(error.type)}: {output.escape(error.message)}[/red]")
-    if found.status == "completed":
-        console.print(f"[dim]result[/dim] {output.escape(_compact(found.result))}")
+    width = console.width if console.is_terminal else None
+    most = None if all else limit
+    for line in page(found, now=SystemClock().now(), children=children, most=most, width=width):
+        console.print(line)
+    if found.status == "failed":
+        output.say(f"[dim]again from its last good step: jetcron runs retry {found.id}[/dim]")
+
+
+@app.command("cancel")
+def cancel(
+    runs: Ids,
+    reason: Annotated[str, typer.Option("--reason", "-r", metavar="TEXT", help="Kept in the journal.")] = "",
+) -> None:
+    """End runs: one that waits or is queued at once, one that executes at its next await.
+
+    Prints how each has ended. The runs they invoked go on.
+    """
+
+    async def work(client: Client) -> int:
+        missed = 0
+        for run in dict.fromkeys(runs):
+            try:
+                before = (await client.runs.get(run)).status
+                ended = await client.runs.cancel(run, reason)
+            except RunNotFound as error:
+                output.say(f"[red]{output.escape(str(error))}[/red]")
+                missed += 1
+                continue
+            was = f"it had {'been ' if ended == 'cancelled' else ''}{ended} before"
+            note = was if before == ended else f"it was {before}"
+            output.out().print(f"{run}  {output.state(ended)}  [dim]{note}[/dim]")
+        return missed
+
+    if session.with_client(work):
+        raise typer.Exit(1)
+
+
+@app.command("retry")
+def retry(
+    runs: Ids,
+    from_start: Annotated[
+        bool, typer.Option("--from-start", help="Anew, as another run with the same data.")
+    ] = False,
+) -> None:
+    """Begin failed runs again from their last good step; prints the id of each run that runs now.
+
+    What they did stands, what they failed at is tried again, with all attempts once more.
+    """
+
+    async def work(client: Client) -> int:
+        missed = 0
+        for run in dict.fromkeys(runs):
+            try:
+                typer.echo(await client.runs.retry(run, from_start=from_start))
+            except (RunNotFound, ConfigurationError) as error:
+                output.say(f"[red]{output.escape(str(error))}[/red]")
+                missed += 1
+        return missed
+
+    if session.with_client(work):
+        raise typer.Exit(1)
 
 
 @app.command("gaps")
 def gaps(
-    function: Annotated[
-        str | None, typer.Option("--function", "-f", metavar="APP.FUNCTION", help="Of this function alone.")
-    ] = None,
+    function: Of = None,
     json: Json = False,
 ) -> None:
     """The ledger: occurrences that did not run, and why."""
@@ -142,141 +204,50 @@ def gaps(
 
 @app.command("tail")
 def tail(
-    function: Annotated[
-        str | None, typer.Option("--function", "-f", metavar="APP.FUNCTION", help="Of this function alone.")
-    ] = None,
+    function: Of = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
     """What happens to runs, as it happens, until Ctrl-C."""
     settings = session.settings()
 
-    async def follow() -> None:
+    async def following() -> None:
         async with Client(settings) as client:
-            output.say("[dim]following; Ctrl-C to stop[/dim]")
-            async for of, run, entry in client.runs.tail():
-                if function in (None, of):
-                    _print_entry(of, run, entry, json=json)
+            entries = client.runs.tail(listening=lambda: output.say("[dim]following; Ctrl-C to stop[/dim]"))
+            async for of, run, entry in entries:
+                if function not in (None, of):
+                    continue
+                if json:
+                    typer.echo(json_.dumps(follow.plain(of, run, entry), default=output.jsonable))
+                else:
+                    output.out().print(follow.line(of, run, entry))
 
     try:
-        loop.run(follow())
+        loop.run(following())
     except KeyboardInterrupt:
         pass
 
 
-def _print_entry(function: str, run: str, entry: JournalEntry, *, json: bool) -> None:
-    error = f"{entry.error.type}: {entry.error.message}" if entry.error else None
-    if json:
-        line = {
-            "at": output.moment(entry.at),
-            "function": function,
-            "run": run,
-            "entry": entry.entry,
-            "attempt": entry.attempt,
-            "step": entry.step,
-            "error": error,
-            "next_at": output.moment(entry.next_at),
-            "result": entry.result,
-        }
-        import json as json_
-
-        typer.echo(json_.dumps({k: v for k, v in line.items() if v is not None}, default=output.jsonable))
-        return
-    mark = {
-        "claimed": "[blue]▶[/blue]",
-        "step": "[dim]•[/dim]",
-        "retrying": "[yellow]↻[/yellow]",
-        "completed": "[green]✓[/green]",
-        "failed": "[red]✗[/red]",
-        "cancelled": "[magenta]⊘[/magenta]",
-    }[entry.entry]
-    notes = [entry.step or "", f"attempt {entry.attempt + 1}" if entry.attempt else "", error or ""]
-    note = "  ".join(output.first_line(one) for one in notes if one)
-    time = local_time(from_ms(entry.at).isoformat())
-    output.out().print(
-        f"[dim]{time}[/dim]  {mark} [bold]{output.escape(function)}[/bold]  {entry.entry}  {note}  [dim]{run}[/dim]"
-    )
-
-
-def _trigger(run: RunView) -> str:
+def _by(run: RunView) -> str:
     about = run.history.about
     if about is None:
         return ""
     return output.escape(f"event {about.event}") if about.event else about.trigger
 
 
-def _started(run: RunView) -> int | None:
-    return next((one.started for one in reversed(run.history.attempts) if one.started is not None), None)
-
-
-def _took(run: RunView) -> int | None:
-    """From the first attempt's start to the last one's end."""
-    starts = [one.started for one in run.history.attempts if one.started is not None]
-    ends = [one.ended for one in run.history.attempts if one.ended is not None]
-    return ends[-1] - starts[0] if starts and ends and run.history.finished else None
-
-
-def _late(run: RunView, attempt: Attempt) -> int | None:
-    about = run.history.about
-    if about is None or attempt.started is None or attempt.turn > 0:
-        return None
-    return max(attempt.started - about.fire_at, 0)
-
-
-def _error(run: RunView) -> str:
-    errors = [one.error for one in run.history.attempts if one.error]
-    error = run.error or (errors[-1] if errors and run.status == "retrying" else None)
-    return f"{error.type}: {error.message}" if error else ""
-
-
-def _brief(run: RunView) -> dict[str, Any]:
-    about = run.history.about
-    return {
-        "run": run.id,
-        "function": run.function,
-        "status": run.status,
-        "trigger": about.trigger if about else None,
-        "event": about.event if about else None,
-        "schedule": about.schedule if about else None,
-        "scheduled_at": output.moment(about.scheduled_at) if about else None,
-        "fire_at": output.moment(about.fire_at) if about else None,
-        "started": output.moment(_started(run)),
-        "took_ms": _took(run),
-        "attempts": len(run.history.attempts),
-        "error": _error(run) or None,
-    }
-
-
-def _whole(run: RunView) -> dict[str, Any]:
-    return _brief(run) | {
-        "attempts": [
-            {
-                "number": one.number + 1,
-                "turn": one.turn,
-                "outcome": one.outcome,
-                "executor": one.executor,
-                "claimed": output.moment(one.claimed),
-                "started": output.moment(one.started),
-                "ended": output.moment(one.ended),
-                "error": _failure(one.error),
-            }
-            for one in run.history.attempts
-        ],
-        "steps": [
-            {"id": one.id, "op": one.op, "at": output.moment(one.at), "result": one.result}
-            for one in run.history.steps.values()
-        ],
-        "result": run.result,
-        "error": _failure(run.error),
-    }
-
-
-def _failure(error: Any) -> dict[str, str] | None:
-    if error is None:
-        return None
-    return {"type": error.type, "message": error.message, "traceback": error.traceback}
-
-
-def _compact(value: Any) -> str:
-    import json as json_
-
-    return json_.dumps(value, default=output.jsonable, ensure_ascii=False)
+def _note(run: RunView) -> str:
+    """What it waits for, or the error."""
+    last = run.history.last
+    match run.status:
+        case "waiting" if last is not None and waits_for_turn(last):
+            return "its turn, another one of its schedule goes on"
+        case "waiting" if last is not None:
+            steps = [run.history.waits[one] for one in last.on or [] if one in run.history.waits]
+            first = waits_for(min(steps, key=lambda one: one.until)) if steps else ""
+            others = f" and {len(steps) - 1} more" if len(steps) > 1 else ""
+            return f"{first}{others} until {output.shown(last.next_at)}".lstrip()
+        case "retrying" if last is not None:
+            error = line_of(run.error) if run.error is not None else "begun again"
+            return f"at {output.shown(last.next_at)}: {error}"
+        case "failed" | "cancelled" if run.error is not None:
+            return run.error.message if run.error.type == "Cancelled" else line_of(run.error)
+    return ""

@@ -18,7 +18,8 @@ from jetcron.client import Client
 from jetcron.errors import ConfigurationError, TryAgain
 from jetcron.schedule_plan import Change, Plan
 
-_LINES = (".jsonl", ".ndjson")
+LINES = (".jsonl", ".ndjson")
+"""How the name of a file of JSON Lines ends; any other is YAML."""
 _SHOWN = 200
 """Changes that are shown; the others are counted."""
 
@@ -73,7 +74,7 @@ def read(file: str) -> list[Any]:
         text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{file}: cannot be read: {error}") from None
-    if file.endswith(_LINES) or (file == "-" and text.lstrip().startswith("{")):
+    if file.endswith(LINES) or (file == "-" and text.lstrip().startswith("{")):
         return list(_lines(file, text))
     try:
         found = yaml.load(text, Loader=_Loader)

@@ -6,7 +6,7 @@ from zoneinfo import ZoneInfo
 
 import typer
 
-from jetcron.cli import output, schedule_files, schedule_load, schedule_orders, session
+from jetcron.cli import output, schedule_files, schedule_handover, schedule_load, schedule_orders, session
 from jetcron.cli.functions import Json
 from jetcron.client import Client
 from jetcron.clock import to_ms
@@ -18,6 +18,7 @@ app = typer.Typer(no_args_is_help=True, help="Schedules: of cron triggers in cod
 schedule_orders.add_to(app)
 schedule_files.add_to(app)
 schedule_load.add_to(app)
+schedule_handover.add_to(app)
 
 State = Literal["active", "paused", "ended", "archived", "deleted"]
 
@@ -103,7 +104,10 @@ def plain(one: ScheduleView) -> dict[str, Any]:
         "dst": one.dst,
         "jitter": one.jitter.total_seconds() or None,
         "catch_up": one.catch_up,
+        "catch_up_within": one.catch_up_within.total_seconds() if one.catch_up_within is not None else None,
+        "catch_up_most": one.catch_up_most,
         "overlap": one.overlap,
+        "executes": one.executes,
         "payload": one.payload,
         "start": _iso(one.start),
         "end": _iso(one.end),

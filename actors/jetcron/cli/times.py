@@ -10,6 +10,7 @@ import typer
 from jetcron.cli import output
 from jetcron.clock import SystemClock, from_ms
 from jetcron.cron import CronError, fire_times
+from jetcron.cron.durations import is_duration, parse_duration
 
 
 class Dst(StrEnum):
@@ -75,3 +76,19 @@ def parse_moment(text: str, zone: ZoneInfo | None = None) -> datetime:
             f"{text!r} is no time; write ISO 8601, such as 2030-01-31T09:00:00Z"
         ) from None
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=zone or UTC)
+
+
+def parse_past(text: str, now: int) -> datetime:
+    """A time from ISO 8601, or a duration before `now` (epoch ms), such as 2h; a usage error for anything else."""
+    if not is_duration(text):
+        try:
+            return parse_moment(text)
+        except typer.BadParameter:
+            raise typer.BadParameter(
+                f"{text!r} is no time; write how long ago, such as 90m, 2h or 7d, or ISO 8601, such as "
+                "2030-01-31T09:00:00Z"
+            ) from None
+    try:
+        return from_ms(now) - parse_duration(text)
+    except (CronError, OverflowError) as error:
+        raise typer.BadParameter(str(error)) from None

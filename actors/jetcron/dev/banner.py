@@ -10,6 +10,7 @@ from jetcron.cron import fire_times
 from jetcron.dev.live import Paint, until
 from jetcron.loading import Loaded
 from jetcron.options import Cron
+from jetcron_protocol.subjects import HANDLER
 
 
 def app_lines(loaded: Loaded, now: int, paint: Paint) -> Iterator[str]:
@@ -33,7 +34,9 @@ def _triggers(definition: FunctionDefinition, now: int, paint: Paint) -> Iterato
         yield f"cron {cron.expression}  {paint(when, 'dim')}"
     for name in definition.on:
         yield f"on {name}"
-    if not definition.cron and not definition.on:
+    if definition.name.endswith(HANDLER):
+        yield f"when {definition.id.removesuffix(HANDLER)} has failed"
+    elif not definition.cron and not definition.on:
         yield paint(f"by name: jetcron run {definition.id}", "dim")
 
 

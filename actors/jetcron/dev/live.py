@@ -66,10 +66,14 @@ class Live:
         self._lines: dict[tuple[str, str], Callable[[dict[str, Any]], str]] = {
             ("jetcron.cron-tick", "fired"): self._fired,
             ("jetcron.event-router", "routed"): self._routed,
+            ("jetcron.event-router", "met"): self._met,
+            ("jetcron.event-router", "cancelled"): self._cancelled,
             ("jetcron.executor", "started"): self._started,
+            ("jetcron.executor", "waiting"): self._waiting,
             ("jetcron.executor", "completed"): self._completed,
             ("jetcron.executor", "retrying"): self._retrying,
             ("jetcron.executor", "failed"): self._failed,
+            ("jetcron.executor", "cancelled"): self._cancelled,
         }
 
     def __call__(self, _: WrappedLogger, __: str, event: EventDict) -> str:
@@ -104,14 +108,30 @@ class Live:
         functions = event["functions"]
         if not functions and event["name"].startswith(SYSTEM_EVENTS):
             raise structlog.DropEvent
-        to = f"→ {', '.join(functions)}" if functions else self._paint("no function takes it", "dim")
+        to = f"→ {', '.join(functions)}" if functions else self._paint("starts no function", "dim")
         return self._row("✉ ", "cyan", event["name"], to)
+
+    def _met(self, event: dict[str, Any]) -> str:
+        return self._row("✉ ", "cyan", event["name"], f"→ {event['function']}, which waits for it")
 
     def _started(self, event: dict[str, Any]) -> str:
         parts = [event["trigger"], f"{event['late_ms']} ms late"]
         if event["attempt"]:
             parts.insert(0, f"attempt {event['attempt'] + 1}")
         return self._row("▶ ", "blue", event["function"], "started", ", ".join(parts))
+
+    def _waiting(self, event: dict[str, Any]) -> str:
+        most = _span(max(event["again_at"] - self._now(), 0), whole=True)
+        return self._row("⏸ ", "cyan", event["function"], f"waits, {most} at most: {', '.join(event['on'])}")
+
+    def _cancelled(self, event: dict[str, Any]) -> str:
+        if "name" in event:
+            text = f"cancelled by {event['name']}"
+        elif event.get("error"):
+            text = f"cancelled: {_first_line(event['error'])}"
+        else:
+            text = "stopped, for it was cancelled"
+        return self._row("⊘ ", "yellow", event["function"], text)
 
     def _completed(self, event: dict[str, Any]) -> str:
         return self._row("✓ ", "green", event["function"], f"completed in {_span(event['took_ms'])}")

@@ -19,8 +19,14 @@ _QUIET = 3
 that awaits it through callbacks, which take a turn or two in which neither could run."""
 _MOST_TURNS = 200
 """After so many turns the next result is delivered all the same: a task that polls never stands still."""
-_JOINS = ("asyncio.tasks", "asyncio.taskgroups", "anyio._backends._asyncio")
-"""Whose coroutines wait for other tasks."""
+_JOINS = {
+    "asyncio.tasks": ("wait", "_wait", "wait_for"),
+    "asyncio.taskgroups": ("__aexit__", "_aexit"),
+    "anyio._backends._asyncio": ("__aexit__",),
+}
+"""Coroutines that wait for other tasks, by their modules."""
+
+_SHIELDS = "shield.<locals>._outer_done_callback"
 
 _tasks: "ContextVar[set[asyncio.Task[Any]] | None]" = ContextVar("jetcron_tasks", default=None)
 OUTSIDE = Context()
@@ -60,10 +66,17 @@ class Branches:
         _tasks.set(self._live)
 
     def close(self) -> None:
-        """The code has ended."""
+        """The code has ended. What it left waiting for its steps would wait for ever."""
         _tasks.set(None)
+        for task in self._standing:
+            task.cancel()
         if self._delivering is not None:
             self._delivering.cancel()
+
+    @property
+    def owed(self) -> bool:
+        """Whether a branch waits for a result that is there."""
+        return bool(self._due)
 
     async def turn(self, order: int) -> None:
         """Wait until the result of this order may reach the code: it stands still, and no earlier one is due."""
@@ -97,13 +110,14 @@ class Branches:
         quiet = 0
         for _ in range(_MOST_TURNS):
             await self._clock.sleep(0)
-            quiet = 0 if any(map(_can_run, self._live - self._standing)) else quiet + 1
+            # Who was given a result counts too, until it has run: it may be about to wake others.
+            quiet = 0 if any(map(_can_run, self._live)) else quiet + 1
             if quiet == _QUIET:
                 return
 
-    def all_wait(self, waiting: "set[asyncio.Task[Any]]", inside: "Iterable[asyncio.Task[Any]]") -> bool:
-        """Whether the first task and those `inside` a step are `waiting`, or await only tasks that are."""
-        return not self._due and all(_waits(task, waiting, set()) for task in (self.main, *inside))
+    def all_wait(self, waiting: "set[asyncio.Task[Any]]", callers: "Iterable[asyncio.Task[Any]]") -> bool:
+        """Whether the first task and those that have called a step are `waiting`, or await only tasks that are."""
+        return not self._due and all(_waits(task, waiting, set()) for task in (self.main, *callers))
 
 
 def _can_run(task: "asyncio.Task[Any]") -> bool:
@@ -121,9 +135,10 @@ def _waits(
     if task in waiting or task in seen or task.done():
         return True
     seen.add(task)
-    joined = list(_joined(task))
+    # When all that it awaits is done, it is about to be told so: that takes a turn of the loop or two.
+    joined = [one for one in _joined(task) if not one.done()]
     return bool(joined) and all(
-        isinstance(one, asyncio.Task) and _waits(one, waiting, seen) for one in joined if not one.done()
+        isinstance(one, asyncio.Task) and _waits(one, waiting, seen) for one in joined
     )
 
 
@@ -133,10 +148,11 @@ def _joined(task: "asyncio.Task[Any]") -> "Iterator[asyncio.Future[Any]]":
     if isinstance(awaited, asyncio.Task):
         yield awaited
         return
-    children = getattr(awaited, "_children", None)
-    if children is not None:
-        yield from _opened(children)
-        return
+    if awaited is not None:
+        opened = list(_opened([awaited]))
+        if opened != [awaited]:
+            yield from opened
+            return
     frame: Any = task.get_coro()
     while frame is not None:
         yield from _joined_in(frame)
@@ -148,19 +164,31 @@ def _joined(task: "asyncio.Task[Any]") -> "Iterator[asyncio.Future[Any]]":
 
 
 def _opened(futures: "Iterable[asyncio.Future[Any]]") -> "Iterator[asyncio.Future[Any]]":
-    """The futures of a `gather`, those of gathers in it opened."""
+    """These futures; instead of a `gather` its own, and what is behind a `shield`, opened in turn."""
     for future in futures:
         children = getattr(future, "_children", None)
-        if children is None:
-            yield future
-        else:
+        shielded = _shielded(future)
+        if children is not None:
             yield from _opened(children)
+        elif shielded is not None:
+            yield from _opened([shielded])
+        else:
+            yield future
+
+
+def _shielded(future: "asyncio.Future[Any]") -> "asyncio.Future[Any] | None":
+    """What `asyncio.shield` made this future for: only a callback of it knows."""
+    for callback, _ in getattr(future, "_callbacks", None) or ():
+        if getattr(callback, "__qualname__", "") == _SHIELDS and callback.__module__ == "asyncio.tasks":
+            behind = dict(zip(callback.__code__.co_freevars, callback.__closure__ or (), strict=False))
+            return behind["inner"].cell_contents if "inner" in behind else None
+    return None
 
 
 def _joined_in(coroutine: Any) -> "Iterator[asyncio.Future[Any]]":
     """The tasks for which a coroutine of asyncio's or anyio's waits."""
     frame = getattr(coroutine, "cr_frame", None)
-    if frame is None or frame.f_globals.get("__name__") not in _JOINS:
+    if frame is None or frame.f_code.co_name not in _JOINS.get(frame.f_globals.get("__name__"), ()):
         return
     for name, value in frame.f_locals.items():
         if name == "self":

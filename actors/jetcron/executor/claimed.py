@@ -4,10 +4,12 @@ Owns the attempt's view of its own journal. Who lost the run, or whose code has 
 """
 
 import asyncio
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from jetcron.app import FunctionDefinition
 from jetcron.bus import Delivery
 from jetcron.clock import Clock
 from jetcron.errors import (
@@ -20,7 +22,8 @@ from jetcron.errors import (
 )
 from jetcron.executor.branches import OUTSIDE
 from jetcron.executor.lease import Identity, Lease
-from jetcron.journal import RunJournal, about
+from jetcron.history import about
+from jetcron.journal import RunJournal
 from jetcron_protocol.messages import JournalEntry, OpenStep, Run
 
 
@@ -28,23 +31,25 @@ from jetcron_protocol.messages import JournalEntry, OpenStep, Run
 class Claimed:
     """A run that is ours to execute, under `identity`."""
 
+    definition: FunctionDefinition
     run: Run
     delivery: Delivery
     journal: RunJournal
     identity: Identity
     lease: Lease
     clock: Clock
-    handler: str | None = None
-    """The function that handles its failure."""
     deadline: int | None = None
     """When it must have ended, epoch ms."""
     started: int | None = None
     lost: bool = False
     ended: bool = False
     recording: set["asyncio.Task[int]"] = field(default_factory=set)
+    tidying: set["asyncio.Task[None]"] = field(default_factory=set)
     executing: "asyncio.Task[Any] | None" = None
     interrupted: Signal | None = None
     """Why we cancelled its code, if we did."""
+    opening: set[str] = field(default_factory=set)
+    """Steps whose waits may be stored already, and are not journaled."""
     waits_on: list[OpenStep] = field(default_factory=list)
     """The steps all its branches wait on, once it is released."""
 
@@ -92,12 +97,19 @@ class Claimed:
 
     def interrupt(self, signal: Signal) -> None:
         """Unwind the run's code; whatever it does with its cancellation, none of its steps does anything more."""
-        if self.interrupted is None and self.executing is not None:
+        if self.interrupted is None and not self.ended:
             self.interrupted = signal
-            self.executing.cancel()
+            if self.executing is not None:
+                self.executing.cancel()
 
-    async def append(self, entry: JournalEntry, *, most: int) -> int:
-        """Append while the code runs; how many steps are done by then.
+    async def append(
+        self,
+        entry: JournalEntry,
+        *,
+        most: int,
+        then: Callable[[], Coroutine[Any, Any, None]] | None = None,
+    ) -> int:
+        """Append while the code runs; how many steps are done by then. Once it stands, `then` begins.
 
         Raises `LeaseLost` when it cannot be known to stand, `PayloadTooLarge` as `RunJournal.append`.
         """
@@ -107,6 +119,8 @@ class Claimed:
         # unknown, and with it the sequence the next one must expect.
         append = asyncio.create_task(self.journal.append(entry, most=most), context=OUTSIDE.copy())
         self.recording.add(append)
+        if then is not None:
+            append.add_done_callback(lambda done: self._go_on(done, then))
         try:
             return await asyncio.shield(append)
         except (WrongSequence, Unconfirmed):
@@ -115,6 +129,12 @@ class Claimed:
             self.recording.discard(append)
             raise
 
+    def _go_on(self, append: "asyncio.Task[int]", then: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Of no concern to the code, which may be cancelled meanwhile."""
+        if not append.cancelled() and append.exception() is None:
+            tidying = asyncio.get_running_loop().create_task(then(), context=OUTSIDE.copy())
+            self.tidying.add(tidying)
+
     async def settle(self) -> None:
         """The user's code has ended: wait for what it left being recorded, and let it record nothing more.
 
@@ -122,4 +142,7 @@ class Claimed:
         """
         self.ended = True
         for append in self.recording:
-            await append
+            with contextlib.suppress(PayloadTooLarge):  # nothing was appended
+                await append
+        for tidying in self.tidying:
+            await tidying

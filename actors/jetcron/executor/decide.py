@@ -7,7 +7,7 @@ the caller comes back with it.
 from dataclasses import dataclass
 from typing import Literal
 
-from jetcron.journal import FINISHED, History
+from jetcron.history import FINISHED, History
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +39,10 @@ class Acknowledge:
 
 @dataclass(frozen=True, slots=True)
 class HandBack:
-    """Not now: deliver it again later. Never acknowledge."""
+    """Not now: deliver it again later, `soon` if what it waits for is a matter of moments. Never acknowledge."""
 
     reason: str
+    soon: bool = False
 
 
 @dataclass(frozen=True, slots=True)

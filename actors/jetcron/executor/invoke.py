@@ -1,27 +1,23 @@
 """Call the user's code and say how it ended: one of a closed set of outcomes.
 
-Owns the boundary between our code and the user's. Never records anything. A plain function that overruns
-its timeout goes on in its thread, for threads cannot be stopped; its late result is dropped.
+Owns the boundary between our code and the user's. Never records anything.
 """
 
 import asyncio
-import inspect
 import traceback
 from collections.abc import Coroutine
 from dataclasses import dataclass
-from types import TracebackType
+from types import FrameType
 from typing import Any
 
-import anyio.to_thread
-import structlog
+import anyio
 
 from jetcron.app import FunctionDefinition
 from jetcron.context import Context
 from jetcron.dispatch import storable
-from jetcron.errors import PayloadInvalid, Signal, signal_in
+from jetcron.errors import JetcronError, PayloadInvalid, Signal, signal_in
+from jetcron.executor.threads import call
 from jetcron_protocol.messages import Failure
-
-log = structlog.get_logger("jetcron.executor")
 
 _MAX_TRACEBACK = 16_000
 _MAX_MESSAGE = 4_000
@@ -66,18 +62,13 @@ async def invoke(
 ) -> Outcome:
     """Call the user's code, within the bound if there is one.
 
-    A cancellation of ours and signals pass through; a cancellation of the user's own is a failure.
+    Signals pass through. A cancellation is a failure like any other: whether it was one of ours, who cancelled knows.
     """
     try:
         args = (context,) if definition.payload is None else (context, definition.payload.read(data))
         if bound is None:
-            return Returned(await _call(definition, args, limiter))
-        return await _within(bound, _call(definition, args, limiter))
-    except asyncio.CancelledError as error:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise
-        return Raised(error)
+            return Returned(await call(definition.id, definition.handler, args, limiter=limiter))
+        return await _within(bound, call(definition.id, definition.handler, args, limiter=limiter))
     except BaseExceptionGroup as group:
         # A task group of the user's wraps our signals, too.
         signal = signal_in(group)
@@ -90,43 +81,13 @@ async def invoke(
         return Raised(error)
 
 
-async def _call(definition: FunctionDefinition, args: tuple[Any, ...], limiter: anyio.CapacityLimiter) -> Any:
-    if definition.is_async:
-        return await definition.handler(*args)
-    thread = _Thread(definition, args)
-    try:
-        result = await anyio.to_thread.run_sync(thread.run, abandon_on_cancel=True, limiter=limiter)
-    except asyncio.CancelledError:
-        thread.abandoned = True
-        raise
-    return await result if inspect.isawaitable(result) else result
-
-
-class _Thread:
-    """A plain function in its thread, which says so when it ends after nobody waits for it any more."""
-
-    def __init__(self, definition: FunctionDefinition, args: tuple[Any, ...]) -> None:
-        self._definition = definition
-        self._args = args
-        self.abandoned = False
-
-    def run(self) -> Any:
-        try:
-            return self._definition.handler(*self._args)
-        finally:
-            if self.abandoned:
-                log.warning(
-                    "a function ended after its run was over, what it returned is dropped",
-                    function=self._definition.id,
-                )
-
-
 async def _within(bound: Bound, call: Coroutine[Any, Any, Any]) -> Outcome:
     scope = asyncio.timeout(bound.seconds)
     try:
         async with scope:
             return Returned(await call)
-    except TimeoutError:
+    except (TimeoutError, asyncio.CancelledError):
+        # The latter where the code was cancelled before and went on: then the scope takes ours for such a one.
         if not scope.expired():
             raise
         return Raised(bound.error)
@@ -143,23 +104,34 @@ def describe(error: BaseException) -> Failure:
     if not text and isinstance(error, SystemExit):
         text = "the code called sys.exit"
     # Data that did not fit was refused by us, before the user's code: there is no frame to show.
-    trace = None if isinstance(error, PayloadInvalid) else _users_part(error.__traceback__)
-    lines = traceback.format_exception(kind, error, trace)
+    trace = None if isinstance(error, PayloadInvalid) else error.__traceback__
+    told = traceback.TracebackException(kind, error, trace, compact=True)
+    _leave_out_ours(told, error)
     return Failure(
         type=storable(name),
         message=storable(text)[:_MAX_MESSAGE],
-        traceback=storable("".join(lines))[-_MAX_TRACEBACK:],
+        traceback=storable("".join(told.format()))[-_MAX_TRACEBACK:],
     )
 
 
-def _users_part(trace: TracebackType | None) -> TracebackType | None:
-    """Leave out the frames above the user's code: ours, and those of the thread pool."""
-    first = trace
-    while first is not None and _is_ours(first):
-        first = first.tb_next
-    return first or trace
+def _leave_out_ours(told: traceback.TracebackException | None, error: BaseException | None) -> None:
+    """Of an error and those behind it, leave out the frames around the user's code: ours, the thread pool's.
+
+    Where something below that code failed they stay, unless we raised it on purpose: its text says all there is.
+    """
+    if told is None or error is None:
+        return
+    ours = [_is_ours(frame) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if len(told.stack) == len(ours) and not all(ours):
+        below = len(ours) if isinstance(error, JetcronError) else len(ours) - ours[::-1].index(False)
+        told.stack[:] = [frame for place, frame in enumerate(told.stack) if place >= below or not ours[place]]
+    _leave_out_ours(told.__cause__, error.__cause__)
+    _leave_out_ours(told.__context__, error.__context__)
+    if isinstance(error, BaseExceptionGroup):
+        for one, inner in zip(told.exceptions or (), error.exceptions, strict=False):
+            _leave_out_ours(one, inner)
 
 
-def _is_ours(trace: TracebackType) -> bool:
-    module = str(trace.tb_frame.f_globals.get("__name__", ""))
+def _is_ours(frame: FrameType) -> bool:
+    module = str(frame.f_globals.get("__name__", ""))
     return module.split(".")[0] in ("jetcron", "anyio")

@@ -13,24 +13,25 @@ from typing import Any
 import structlog
 
 from jetcron import dispatch, retry
-from jetcron.app import FunctionDefinition
-from jetcron.bus import Bus
+from jetcron.bus import Bus, Outgoing
 from jetcron.clock import Clock
-from jetcron.endings import Endings
+from jetcron.endings import Endings, handling_run
 from jetcron.errors import NonRetriableError, PayloadTooLarge
 from jetcron.executor.claimed import Claimed
 from jetcron.executor.invoke import Outcome, Raised, Returned, Waiting, describe
-from jetcron.journal import about
+from jetcron.history import about
+from jetcron.journal import most_inline
+from jetcron.lanes import Lanes, lane_for, waits_for_turn
 from jetcron.metrics import Metrics
 from jetcron.settings import Settings
 from jetcron.waits import Waits
 from jetcron_protocol.codec import EncodeError, pack
-from jetcron_protocol.ids import child_run_id
 from jetcron_protocol.messages import Failure, JournalEntry, Run, data_of
-from jetcron_protocol.subjects import HANDLER
 
 log = structlog.get_logger("jetcron.executor")
 
+_LETTER = 32 * 1024
+"""Bytes that a dead letter takes besides the run's message."""
 _LEVELS = {
     "completed": logging.DEBUG,
     "waiting": logging.DEBUG,
@@ -56,6 +57,7 @@ class Recorder:
         self._told = told
         self._waits = waits
         self._endings = Endings(bus, clock, settings, waits, by="executor")
+        self._lanes = Lanes(bus, waits)
         self._bus = bus
         self._names = bus.names
         self._clock = clock
@@ -63,7 +65,7 @@ class Recorder:
         self._metrics = metrics
         self._random = random.Random()
 
-    async def record(self, definition: FunctionDefinition, claimed: Claimed, outcome: Outcome) -> None:
+    async def record(self, claimed: Claimed, outcome: Outcome) -> None:
         """Journal how an attempt ended, and do what follows. Raises as `RunJournal.append`."""
         match outcome:
             case Waiting():
@@ -71,15 +73,15 @@ class Recorder:
                 return
             case Returned(result=result):
                 try:
-                    await self._complete(definition, claimed, result)
+                    await self._complete(claimed, result)
                     return
                 except (EncodeError, PayloadTooLarge) as problem:
                     error: BaseException = NonRetriableError(
-                        f"{definition.id} returned what cannot be stored: {problem}"
+                        f"{claimed.definition.id} returned what cannot be stored: {problem}"
                     )
             case Raised(error=error):
                 pass
-        await self._retry_or_fail(definition, claimed, error)
+        await self._retry_or_fail(claimed, error)
 
     async def _wait(self, claimed: Claimed) -> None:
         """Every branch waits: the next turn comes at the earliest of their times, or of the deadline."""
@@ -96,28 +98,28 @@ class Recorder:
         self._ended(claimed, entry, on=entry.on, again_at=entry.next_at)
         await self.follow_up(claimed)
 
-    async def _complete(self, definition: FunctionDefinition, claimed: Claimed, result: Any) -> None:
+    async def _complete(self, claimed: Claimed, result: Any) -> None:
         """Raises `EncodeError` or `PayloadTooLarge`, and records nothing, for a result that cannot be stored."""
-        keep = self._keep(definition, failed=False)
+        keep = self._keep(claimed, failed=False)
         kept: dict[str, Any] = {"result": result}
         if result is not None:
             body = pack(result)
             if len(body) > self._settings.max_result:
                 raise PayloadTooLarge(len(body), self._settings.max_result)
-            if len(body) > self._settings.max_inline:
-                # Under a name of its own, for what the run's steps left goes now.
-                kept = {"object": await self._bus.put_object(f"{claimed.run.run}-result", "", body, ttl=keep)}
+            if len(body) > most_inline(self._bus, self._settings):
+                # Apart from what the run's steps left, which goes now; and under a name of our own: if we are
+                # frozen, and another has the run, we must not replace what it journals.
+                owner, name = f"{claimed.run.run}-result", claimed.identity.id
+                kept = {"object": await self._bus.put_object(owner, name, body, ttl=keep)}
         entry = claimed.entry("completed", started=claimed.started, **kept)
         await claimed.journal.finish(entry, keep=keep, keep_steps=False)
         self._ended(claimed, entry)
         await self.follow_up(claimed)
 
-    async def _retry_or_fail(
-        self, definition: FunctionDefinition, claimed: Claimed, error: BaseException
-    ) -> None:
+    async def _retry_or_fail(self, claimed: Claimed, error: BaseException) -> None:
         failure = describe(error)
         decision = retry.decide(
-            definition.retry,
+            claimed.definition.retry,
             attempt=claimed.attempt,
             error=error,
             now=self._clock.now(),
@@ -125,18 +127,17 @@ class Recorder:
         )
         match decision:
             case retry.RetryAt(at_ms=at) if claimed.deadline is not None and at >= claimed.deadline:
-                await self.fail(definition, claimed, failure, "the next attempt would be after its deadline")
+                await self.fail(claimed, failure, "the next attempt would be after its deadline")
             case retry.RetryAt(at_ms=at):
                 entry = claimed.entry("retrying", started=claimed.started, error=failure, next_at=at)
                 await claimed.journal.append(entry)
                 self._ended(claimed, entry, error=f"{failure.type}: {failure.message}", again_at=at)
                 await self.follow_up(claimed)
             case retry.GiveUp(text=text):
-                await self.fail(definition, claimed, failure, text)
+                await self.fail(claimed, failure, text)
 
     async def fail(
         self,
-        definition: FunctionDefinition,
         claimed: Claimed,
         failure: Failure,
         reason: str,
@@ -144,15 +145,16 @@ class Recorder:
         lost: int = 0,
     ) -> None:
         """End the run as failed; `lost`: its processes died so many times in a row."""
-        entry = claimed.entry("failed", started=claimed.started, error=failure, lost=lost)
-        await claimed.journal.finish(entry, keep=self._keep(definition, failed=True), keep_steps=True)
+        origin = about(claimed.run)  # which its journal knows, if it has begun
+        entry = claimed.entry("failed", started=claimed.started, error=failure, lost=lost, about=origin)
+        await claimed.journal.finish(entry, keep=self._keep(claimed, failed=True), keep_steps=True)
         self._ended(claimed, entry, error=f"{failure.type}: {failure.message}", reason=reason)
         await self.follow_up(claimed)
 
-    async def cancel(self, definition: FunctionDefinition, claimed: Claimed, failure: Failure) -> None:
+    async def cancel(self, claimed: Claimed, failure: Failure) -> None:
         """End a run of ours as cancelled."""
-        entry = claimed.entry("cancelled", error=failure)
-        await claimed.journal.finish(entry, keep=self._keep(definition, failed=True), keep_steps=True)
+        entry = claimed.entry("cancelled", error=failure, about=about(claimed.run))
+        await claimed.journal.finish(entry, keep=self._keep(claimed, failed=True), keep_steps=True)
         self._ended(claimed, entry, error=f"{failure.type}: {failure.message}")
         await self.follow_up(claimed)
 
@@ -169,11 +171,23 @@ class Recorder:
                 if await self._any_met(claimed):
                     now = self._clock.now()
                     await self._bus.store(dispatch.woken(self._names, run, turn=last.turn + 1, now=now))
+                lane = lane_for(run.function, run.run, run)
+                if lane is not None and waits_for_turn(last):
+                    # Its turn may have come while it was leaving: who ended then saw it not held yet.
+                    await self._lanes.pass_on(run.function, lane)
             case "completed" | "failed" | "cancelled":
                 if last.entry == "failed":
                     await self._bury(claimed, last)
                 about_ = last.about or about(run)
-                await self._endings.follow(run.function, run.run, last, about_, tell=self._told())
+                await self._endings.follow(
+                    run.function,
+                    run.run,
+                    last,
+                    about_,
+                    keep=self._keep(claimed, failed=True),
+                    tell=self._told(),
+                    loose=bool(claimed.opening),
+                )
 
     async def _hold(self, run: Run, last: JournalEntry) -> None:
         at = last.next_at if last.next_at is not None else last.at
@@ -195,12 +209,26 @@ class Recorder:
         run = claimed.run
         failure = last.error or Failure(type="unknown", message="")
         reason = f"{failure.type}: {failure.message}"
-        await self._bus.store(dispatch.failed_run(self._names, run, claimed.delivery, reason, last.at))
-        if claimed.handler is None:
+        await self._bus.store(
+            dispatch.failed_run(
+                self._names, run, claimed.delivery, reason, last.at, most=self._bus.max_body - _LETTER
+            )
+        )
+        if claimed.definition.on_failure is None:
             return
+        message = self._handling(claimed.definition.on_failure, run, last, failure, data_of(run))
+        if len(message.payload) > self._bus.max_body:
+            log.warning("data is too large for its failure handler", function=run.function, run=run.run)
+            message = self._handling(claimed.definition.on_failure, run, last, failure, None)
+        await self._bus.store(message)
+
+    def _handling(
+        self, handler: str, run: Run, last: JournalEntry, failure: Failure, data: object
+    ) -> Outgoing:
+        """The run that handles the failure of `run`."""
         handling = Run(
-            run=child_run_id(run.run, f"{HANDLER} {last.turn}"),
-            function=claimed.handler,
+            run=handling_run(run.run, last.turn),
+            function=handler,
             trigger="invoke",
             fire_at=last.at,
             parent=run.run,
@@ -210,16 +238,14 @@ class Recorder:
                 "run": run.run,
                 "error": {"type": failure.type, "message": failure.message},
                 "attempts": last.attempt + 1,
-                "data": data_of(run),
+                "data": data,
             },
         )
-        await self._bus.store(
-            dispatch.new_run(self._names, handling, now=self._clock.now(), lead=self._settings.lead_ms)
-        )
+        return dispatch.new_run(self._names, handling, now=self._clock.now(), lead=self._settings.lead_ms)
 
-    def _keep(self, definition: FunctionDefinition, *, failed: bool) -> int:
-        if definition.keep is not None:
-            return round(definition.keep.total_seconds())
+    def _keep(self, claimed: Claimed, *, failed: bool) -> int:
+        if claimed.definition.keep is not None:
+            return round(claimed.definition.keep.total_seconds())
         return self._settings.keep_failed if failed else self._settings.keep_completed
 
     def _ended(self, claimed: Claimed, entry: JournalEntry, **more: Any) -> None:

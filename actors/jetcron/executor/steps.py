@@ -6,16 +6,16 @@ takes the run over finds in the journal every step that is done, and every one t
 """
 
 import asyncio
-import inspect
 import random
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from itertools import islice
 from typing import Any, NoReturn, TypeVar
 
 import anyio
-import anyio.to_thread
 import structlog
 
 from jetcron import dispatch, retry
@@ -33,6 +33,8 @@ from jetcron.events import store_events
 from jetcron.executor.branches import OUTSIDE, Branches
 from jetcron.executor.claimed import Claimed
 from jetcron.executor.invoke import describe
+from jetcron.executor.threads import call
+from jetcron.journal import most_inline
 from jetcron.options import Retry
 from jetcron.results import result_reader
 from jetcron.settings import Settings, variable_of
@@ -58,15 +60,30 @@ T = TypeVar("T")
 log = structlog.get_logger("jetcron.executor")
 
 _SOON = 0.01
-_LATER = 1.0
+_LATER = 0.5
 """How often a run that waits here looks whether it may leave, and whether what it waits for has come: first, and
 at last, in seconds."""
 _AGAIN = 0.2
 _SEEN = 20
+_PATIENT, _REFUSALS, _PAUSE = 10, 1000, 1.0
+"""So many calls of steps are refused to code that is over before it is cancelled at each; and before each takes so
+many seconds."""
+_WITHIN = "#/"
+"""Between a step and one of its own steps; no id of a user's has a '#'."""
 _SCALARS = (bool, int, float, str, bytes)
 
-_running: "ContextVar[str | None]" = ContextVar("jetcron_step", default=None)
-"""The step whose function runs."""
+
+@dataclass(slots=True, eq=False)
+class _Running:
+    """A step whose function runs, in the step `outer` if that is one's. Ended, it may be called again."""
+
+    step: str
+    outer: "_Running | None"
+    ended: bool = False
+
+
+_running: "ContextVar[_Running | None]" = ContextVar("jetcron_step", default=None)
+"""The step whose function runs, or ran when it started what is left of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +116,14 @@ class Steps:
         self._history = claimed.journal.history
         self._order = {id: order for order, id in enumerate(self._history.steps)}
         self._unreached = {*self._history.steps, *self._history.waits}
-        self._inside: dict[asyncio.Task[Any], int] = {}
+        self._known = set(self._unreached)
+        """The run's steps, those included that run and are in no journal yet."""
+        self._nested = {id for id in self._unreached if _WITHIN in id}
+        self._used: defaultdict[str | None, Counter[str]] = defaultdict(Counter)
+        """How often each id was used, in the function and in each of its steps that runs."""
+        self._callers: set[asyncio.Task[Any]] = set()
+        """The tasks that have called a step: branches, also where no other task waits for them."""
+        self._refused = 0
         self._waiting: dict[asyncio.Task[Any], _Waiting] = {}
         self._changed = asyncio.Event()
         self._keeping: asyncio.Task[None] | None = None
@@ -120,6 +144,23 @@ class Steps:
 
     def now(self) -> int:
         return self._clock.now()
+
+    async def number(self, id: str) -> str:
+        """``id``, ``id#2`` …; under the step whose function uses it, if one runs."""
+        try:
+            self._check_running(id)
+        except BaseException:
+            await self._refuse()
+            raise
+        task = asyncio.current_task()
+        assert task is not None
+        self._callers.add(task)
+        running = _running.get()
+        outer = running.step if running is not None else None
+        self._used[outer][id] += 1
+        times = self._used[outer][id]
+        name = id if times == 1 else f"{id}#{times}"
+        return name if outer is None else f"{outer}{_WITHIN}{name}"
 
     async def run(
         self,
@@ -142,8 +183,6 @@ class Steps:
             try:
                 result = await self._call(step, function, args, kwargs)
                 stored = await self._storable(step, result)
-            except LimitExceeded as error:
-                self._break(error)
             except Exception as error:
                 if self.broken is not None:
                     raise
@@ -180,13 +219,16 @@ class Steps:
                 function=self._run.function, run=self._run.run, step=step, seen=self._events_had(name)
             )
             matched = match_of(match)
+            self._claimed.opening.add(step)
             subject = await self._surely(lambda: self._tools.waits.open(name, matched, wait, until=until))
             opened = await self._open(step, "wait", until=until, target=name, wait=subject)
+            self._claimed.opening.discard(step)
         met = await self._until(opened)
         event = met.event if met is not None else None
+        if event is not None and met is not None and met.object is not None:
+            event = replace(event, data=await self._outcome(met))
         stored = await self._storable(step, None if event is None else _fields(event))
         await self._record(step, "wait", started=opened.at, target=name, **stored)
-        await self._forget(opened)
         return event
 
     async def invoke(self, step: str, function: str, data: Any, timeout: timedelta) -> Any:
@@ -194,27 +236,27 @@ class Steps:
         if done is not None:
             return await self._result(done)
         opened = self._open_here(step, "invoke", function)
-        child = self._child(step, function, data)
+        child = opened.child if opened is not None and opened.child is not None else self._child_id(step)
+        run = self._child(step, function, data, child)
         if opened is None:
-            await self._check_function(step, function)
+            registered = await self._registered(step, function)
             opened = await self._open(
                 step,
                 "invoke",
                 until=self._clock.now() + timeout // timedelta(milliseconds=1),
                 target=function,
-                child=child_run_id(self._run.run, step),
-                wait=self._tools.bus.names.wait_for_child(self._run.run, step),
+                child=child,
+                wait=self._tools.bus.names.wait_for_child(self._run.run, child),
             )
-            await self._surely(lambda: self._tools.bus.store(child))
+            await self._start(registered, run)
         elif await self._child_is_unknown(opened):
-            await self._surely(lambda: self._tools.bus.store(child))
+            await self._start(await self._registered(step, function), run)
         met = await self._until(opened)
         started = opened.at
         about = {"started": started, "target": function, "child": opened.child}
         if met is not None and met.outcome == "completed":
             result = await self._outcome(met)
             await self._record(step, "invoke", **about, **await self._storable(step, result))
-            await self._forget(opened)
             return result
         if met is None:
             error = Failure(
@@ -224,7 +266,6 @@ class Steps:
         else:
             error = met.error or Failure(type=met.outcome or "failed", message="")
         await self._record(step, "invoke", error=error, **about)
-        await self._forget(opened)
         raise StepError(step, error.type, error.message, error.traceback)
 
     async def send(self, step: str, events: Callable[[], Sequence[messages.Event]]) -> None:
@@ -233,8 +274,7 @@ class Steps:
         started = self._clock.now()
         self._claimed.check()
         sent = events()
-        with self._active():
-            await store_events(self._tools.bus, sent)
+        await store_events(self._tools.bus, sent)
         await self._record(step, "send", started=started, result=len(sent))
 
     # What is journaled.
@@ -243,27 +283,51 @@ class Steps:
     def _run(self) -> Run:
         return self._claimed.run
 
+    def _check_running(self, step: str) -> None:
+        """Raise unless the code may go on: neither the run nor a step that this one is part of has ended."""
+        self._claimed.check_running(step)
+        running = _running.get()
+        while running is not None:
+            if running.ended:
+                raise NonRetriableError(
+                    f"step {step!r}: the step it is part of, {running.step!r}, has ended; await every step before "
+                    "its function returns"
+                )
+            running = running.outer
+
+    async def _refuse(self) -> None:
+        """Code that is over calls a step. One that catches whatever is raised, in a loop, must come to an end too."""
+        self._refused += 1
+        if self._refused == _REFUSALS:
+            log.error("code does not let go of its run, which has ended or left", run=self._run.run)
+        await self._clock.sleep(0 if self._refused < _REFUSALS else _PAUSE)
+        task = asyncio.current_task()
+        if _PATIENT < self._refused < _REFUSALS and task is not None:
+            task.cancel()  # what it awaits between its calls
+
     async def _done(self, step: str, op: Op, target: str | None = None) -> StepResult | None:
         """The finished step of this id, once its turn has come; raises its error if it failed for good."""
-        self._claimed.check_running(step)
+        self._check_running(step)
         if self.broken is not None:
             raise self.broken
         done = self._history.steps.get(step)
         if done is None:
             if step not in self._history.waits:
-                self._unreached.clear()  # where no attempt has been before
-                if len(self._history.steps) + len(self._history.waits) >= self._settings.max_steps:
+                if not self._branches.owed:
+                    self._unreached.clear()  # where no attempt has been before
+                if len(self._known) >= self._settings.max_steps:
                     self._break(
                         LimitExceeded(
                             f"run {self._run.run}, step {step!r}: a run may have {self._settings.max_steps} steps "
                             f"({variable_of('max_steps')}); start other functions for parts of it"
                         )
                     )
+                self._known.add(step)
             return None
         self._same_kind(step, done, op, target)
-        await self._branches.turn(self._order[step])
-        self._unreached.discard(step)
-        self._claimed.check_running(step)
+        await self._branches.turn(self._order_of(step))
+        self._reached(step)
+        self._check_running(step)
         if done.error is not None:
             raise StepError(step, done.error.type, done.error.message, done.error.traceback)
         return done
@@ -275,6 +339,12 @@ class Steps:
             self._same_kind(step, opened, op, target)
             self._unreached.discard(step)
         return opened
+
+    def _reached(self, step: str) -> None:
+        """The code has this finished step's result; what the step did itself is not done again."""
+        self._unreached.discard(step)
+        if self._nested:
+            self._unreached -= {one for one in self._nested if one.startswith(f"{step}{_WITHIN}")}
 
     def _same_kind(self, step: str, found: StepResult | OpenStep, op: Op, target: str | None) -> None:
         if (found.op, found.target) != (op, target):
@@ -293,9 +363,17 @@ class Steps:
 
     async def _record(self, step: str, op: Op, **what: Any) -> None:
         """Journal that a step is done; only then, and in its turn, may the code go on."""
-        self._order[step] = await self._append("step", step=step, op=op, **what) - 1
-        await self._branches.turn(self._order[step])
-        self._claimed.check_running(step)
+        await self._append("step", step=step, op=op, **what)
+        self._reached(step)
+        await self._branches.turn(self._order_of(step))
+        self._check_running(step)
+
+    def _order_of(self, step: str) -> int:
+        """Its place among the finished steps; whoever recorded it may have been cancelled while it was."""
+        if step not in self._order:
+            for id in islice(self._history.steps, len(self._order), None):
+                self._order[id] = len(self._order)
+        return self._order[step]
 
     async def _open(self, step: str, op: Op, **what: Any) -> OpenStep:
         """Journal that a step waits."""
@@ -303,37 +381,46 @@ class Steps:
         return self._history.waits[step]
 
     async def _append(self, kind: str, *, step: str, **what: Any) -> int:
-        """Append to the journal; how many steps are done by then."""
-        with self._active():
-            try:
-                return await self._claimed.append(
-                    self._claimed.entry(kind, step=step, **what), most=self._settings.max_journal
+        """Append to the journal; how many steps are done by then. What a finished step waited for is forgotten."""
+        self._check_running(step)
+        opened = self._history.waits.get(step) if kind == "step" else None
+        over = opened.wait if opened is not None else None
+        try:
+            return await self._claimed.append(
+                self._claimed.entry(kind, step=step, **what),
+                most=self._settings.max_journal,
+                then=None if over is None else lambda: self._forget(over),
+            )
+        except PayloadTooLarge as error:
+            self._break(
+                LimitExceeded(
+                    f"run {self._run.run}, step {step!r}: its history would take {error.size} bytes; allowed are "
+                    f"{error.limit} ({variable_of('max_journal')})"
                 )
-            except PayloadTooLarge as error:
-                self._break(
-                    LimitExceeded(
-                        f"run {self._run.run}, step {step!r}: its history would take {error.size} bytes; allowed are "
-                        f"{error.limit} ({variable_of('max_journal')})"
-                    )
-                )
+            )
 
     async def _storable(self, step: str, result: Any) -> dict[str, Any]:
         """A result as fields of its entry: itself, or where it is kept if it is large."""
+        self._check_running(step)
         if result is None:
             return {}
         try:
             body = pack(result)
         except EncodeError as error:
             raise NonRetriableError(f"run {self._run.run}, step {step!r}: {error}") from None
-        if len(body) <= self._settings.max_inline:
+        if len(body) <= most_inline(self._tools.bus, self._settings):
             # A copy: the code may change what it was given.
             return {"result": result if isinstance(result, _SCALARS) else unpack(body)}
         if len(body) > self._settings.max_result:
-            raise LimitExceeded(
-                f"run {self._run.run}, step {step!r}: its result takes {len(body)} bytes; allowed are "
-                f"{self._settings.max_result} ({variable_of('max_result')})"
+            self._break(
+                LimitExceeded(
+                    f"run {self._run.run}, step {step!r}: its result takes {len(body)} bytes; allowed are "
+                    f"{self._settings.max_result} ({variable_of('max_result')})"
+                )
             )
-        return {"object": await self._surely(lambda: self._tools.bus.put_object(self._run.run, step, body))}
+        # Under a name of our own: if we are frozen, and another has the run, we must not replace what it journals.
+        name = f"{step}/{self._claimed.identity.id}"
+        return {"object": await self._surely(lambda: self._tools.bus.put_object(self._run.run, name, body))}
 
     async def _result(self, done: StepResult) -> Any:
         return await self._loaded(done.result, done.object)
@@ -342,17 +429,19 @@ class Steps:
         return await self._loaded(met.result, met.object)
 
     async def _loaded(self, result: Any, ref: ObjectRef | None) -> Any:
+        """A stored result, the caller's own: what it does to it is not done to what is remembered."""
         if ref is None:
-            return result
+            return result if result is None or isinstance(result, _SCALARS) else unpack(pack(result))
         return unpack(await self._surely(lambda: self._tools.bus.get_object(ref)))
 
     async def _surely(self, call: Callable[[], Awaitable[T]]) -> T:
         """Do what may be repeated until the server answers; `LeaseLost` when the run may be another's by then."""
         while True:
             self._claimed.check()
+            if self._claimed.ended:
+                raise NonRetriableError("the run has ended; await every step before you return")
             try:
-                with self._active():
-                    return await call()
+                return await call()
             except TryAgain as error:
                 log.debug("trying again", run=self._run.run, reason=str(error))
                 await self._clock.sleep(_AGAIN)
@@ -362,17 +451,16 @@ class Steps:
     async def _call(
         self, step: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
-        running = _running.set(step)
+        self._used.pop(step, None)  # a second try uses the same ids
+        running = _Running(step, _running.get())
+        token = _running.set(running)
         try:
-            with self._active(), structlog.contextvars.bound_contextvars(step=step):
-                if inspect.iscoroutinefunction(function):
-                    return await function(*args, **kwargs)
-                result = await anyio.to_thread.run_sync(
-                    lambda: function(*args, **kwargs), abandon_on_cancel=True, limiter=self._tools.limiter
-                )
-                return await result if inspect.isawaitable(result) else result
+            with structlog.contextvars.bound_contextvars(step=step):
+                name = f"{self._run.function}, step {step!r}"
+                return await call(name, function, args, kwargs, limiter=self._tools.limiter)
         finally:
-            _running.reset(running)
+            running.ended = True  # what it left running does nothing more, beside its next try or after it
+            _running.reset(token)
 
     async def _failed(self, step: str, error: Exception, tries: int, policy: Retry, started: int) -> OpenStep:
         """Open the step's next try, or record that it failed for good and raise."""
@@ -391,40 +479,56 @@ class Steps:
 
     # Other runs, and events.
 
-    async def _check_function(self, step: str, function: str) -> None:
+    async def _registered(self, step: str, function: str) -> Function:
+        """The function to invoke; the run fails if there is none."""
         bus = self._tools.bus
         stored = await self._surely(lambda: bus.entry(bus.names.function_key(function)))
-        if stored is None or decode(Function, stored.payload).state == "archived":
+        found = None if stored is None else decode(Function, stored.payload)
+        if found is None or found.state == "archived":
             self._break(
                 NonRetriableError(
                     f"run {self._run.run}, step {step!r}: there is no function {function!r}; "
                     "'jetcron functions list' shows those that are registered"
                 )
             )
+        return found
 
-    def _child(self, step: str, function: str, data: Any) -> Outgoing:
+    async def _start(self, function: Function, run: Run) -> None:
+        """Store the run a step invokes, and before it what waits for the events that cancel it."""
+        await self._surely(lambda: self._tools.waits.open_cancels(function.cancel_on, run))
+        await self._surely(lambda: self._tools.bus.store(self._message(run)))
+
+    def _child_id(self, step: str) -> str:
+        """The run a step invokes; another one when the run that had failed begins again."""
+        life = self._history.reopened
+        return child_run_id(self._run.run, f"{step}{_WITHIN}{life}" if life else step)
+
+    def _child(self, step: str, function: str, data: Any, child: str) -> Run:
         """The run a step invokes: the same however often it is stored."""
-        now = self._clock.now()
         run = Run(
-            run=child_run_id(self._run.run, step),
+            run=child,
             function=function,
             trigger="invoke",
-            fire_at=now,
+            fire_at=self._clock.now(),
             payload=data,
             parent=self._run.run,
             parent_function=self._run.function,
             parent_step=step,
+            quiet=dispatch.is_quiet(self._run),
         )
-        bus = self._tools.bus
-        message = dispatch.new_run(bus.names, run, now=now, lead=self._settings.lead_ms)
-        if len(message.payload) > bus.max_body:
+        size, most = len(self._message(run).payload), self._tools.bus.max_body
+        if size > most:
             self._break(
                 LimitExceeded(
-                    f"run {self._run.run}, step {step!r}: the data for {function} makes a message of "
-                    f"{len(message.payload)} bytes; the server takes {bus.max_body}"
+                    f"run {self._run.run}, step {step!r}: the data for {function} makes a message of {size} bytes; "
+                    f"the server takes {most}"
                 )
             )
-        return message
+        return run
+
+    def _message(self, run: Run) -> Outgoing:
+        bus = self._tools.bus
+        return dispatch.new_run(bus.names, run, now=run.fire_at, lead=self._settings.lead_ms)
 
     async def _child_is_unknown(self, opened: OpenStep) -> bool:
         """Whether nothing is known of a run that was to be started: we may have died just before."""
@@ -448,7 +552,7 @@ class Steps:
 
     async def _until(self, opened: OpenStep) -> Met | None:
         """Wait until its time has come, or what it waits for; `RunReleased` if the run leaves meanwhile."""
-        self._claimed.check_running(opened.id)
+        self._check_running(opened.id)
         if opened.wait is not None:
             # At its time too: what came before we look wins.
             found = await self._look(opened)
@@ -461,13 +565,13 @@ class Steps:
         future: asyncio.Future[Met | None] = asyncio.get_running_loop().create_future()
         self._waiting[task] = _Waiting(opened, future)
         self._changed.set()
-        if self._keeping is None:
+        if self._keeping is None or self._keeping.done():
             self._keeping = asyncio.create_task(self._keep(), context=OUTSIDE.copy())
         try:
             met: Met | None = await self._branches.standing(future)
         finally:
             del self._waiting[task]
-        self._claimed.check_running(opened.id)
+        self._check_running(opened.id)
         return met
 
     async def _look(self, opened: OpenStep) -> Met | None:
@@ -475,14 +579,15 @@ class Steps:
         assert subject is not None
         return await self._surely(lambda: self._tools.waits.look(subject))
 
-    async def _forget(self, opened: OpenStep) -> None:
-        """Its wait is over: an event must not find it any more. It would only wake the run for nothing."""
-        assert opened.wait is not None
-        try:
-            with self._active():
-                await self._tools.waits.close(opened.wait)
-        except TryAgain as error:
-            log.debug("a wait is left to its time to live", run=self._run.run, reason=str(error))
+    async def _forget(self, subject: str) -> None:
+        """A wait is over: an event must not find it any more. It would only wake the run for nothing."""
+        while not self._claimed.lease.expired(self._claimed.identity):
+            try:
+                await self._tools.waits.close(subject)
+                return
+            except TryAgain as error:
+                log.debug("trying again", run=self._run.run, reason=str(error))
+                await self._clock.sleep(_AGAIN)
 
     async def _keep(self) -> None:
         """Keep those that wait; what breaks this breaks their waiting."""
@@ -497,12 +602,13 @@ class Steps:
     async def _keep_waits(self) -> None:
         """End waits whose time has come, or what they wait for; release the run when all its branches wait long."""
         pause = _SOON
+        look = False
         while True:
             self._changed.clear()
             now = self._clock.now()
             here = [one for one in self._waiting.values() if not one.future.done()]
             for one in here:
-                if one.opened.until <= now or (pause >= _LATER and one.opened.wait is not None):
+                if one.opened.until <= now or (look and one.opened.wait is not None):
                     await self._end_if_met(one)
             here = [one for one in here if not one.future.done()]
             if not here:
@@ -520,9 +626,9 @@ class Steps:
             try:
                 async with asyncio.timeout(min(pause, max(earliest - now, 0) / 1000)):
                     await self._changed.wait()
-                pause = _SOON
+                pause, look = _SOON, False
             except TimeoutError:
-                pause = min(pause * 2, _LATER)
+                pause, look = min(pause * 2, _LATER), True
 
     async def _end_if_met(self, one: _Waiting) -> None:
         try:
@@ -534,7 +640,8 @@ class Steps:
 
     def _all_wait(self) -> bool:
         waiting = {task for task, one in self._waiting.items() if not one.future.done()}
-        return self._branches.all_wait(waiting, self._inside)
+        self._callers = {task for task in self._callers if not task.done()}
+        return self._branches.all_wait(waiting, self._callers)
 
     def _release(self, waits_on: list[OpenStep]) -> None:
         """Unwind the code: its slot, its place in `concurrency` and its memory are others' now."""
@@ -543,32 +650,6 @@ class Steps:
         for task in self._waiting:
             if task is not self._branches.main:
                 task.cancel()
-
-    def _active(self) -> "_Inside":
-        """While open, this task does something for the run: it is not released."""
-        return _Inside(self._inside)
-
-
-class _Inside:
-    """Counts the current task as being inside a step."""
-
-    __slots__ = ("_counts", "_task")
-
-    def __init__(self, counts: "dict[asyncio.Task[Any], int]") -> None:
-        self._counts = counts
-        self._task = asyncio.current_task()
-
-    def __enter__(self) -> None:
-        assert self._task is not None
-        self._counts[self._task] = self._counts.get(self._task, 0) + 1
-
-    def __exit__(self, *_: object) -> None:
-        assert self._task is not None
-        left = self._counts.get(self._task, 0) - 1
-        if left > 0:
-            self._counts[self._task] = left
-        else:
-            self._counts.pop(self._task, None)
 
 
 def _kind(op: str, target: str | None) -> str:

@@ -5,7 +5,6 @@ that another executor finds in its journal and takes over. Who lost a run writes
 repairs the rest.
 """
 
-import asyncio
 from collections.abc import Callable
 
 import anyio
@@ -14,35 +13,30 @@ import structlog
 from jetcron.app import FunctionDefinition
 from jetcron.bus import Bus, Delivery
 from jetcron.clock import Clock, from_ms
-from jetcron.context import Context
 from jetcron.dead_letters import bury
-from jetcron.errors import (
-    DeadlineExceeded,
-    LeaseLost,
-    RunCancelled,
-    RunReleased,
-    TryAgain,
-    WrongSequence,
-)
-from jetcron.executor.branches import Branches
+from jetcron.errors import LeaseLost, RunCancelled, TryAgain, WrongSequence
+from jetcron.executor.attempt import Attempts, deadline_exceeded
 from jetcron.executor.claimed import Claimed
 from jetcron.executor.decide import Acknowledge, Ask, Claim, FollowUp, GiveUp, HandBack, Verdict, decide
-from jetcron.executor.invoke import Bound, Outcome, Raised, Waiting, describe, invoke
+from jetcron.executor.entrance import Entrance
+from jetcron.executor.invoke import describe
 from jetcron.executor.lease import Identity, Lease
 from jetcron.executor.record import Recorder
 from jetcron.executor.room import Room
-from jetcron.executor.steps import Steps, Tools
+from jetcron.executor.steps import Tools
 from jetcron.journal import RunJournal
+from jetcron.lanes import lane_for
 from jetcron.metrics import Metrics
 from jetcron.options import MILLISECOND
 from jetcron.settings import Settings
 from jetcron.waits import Waits
 from jetcron_protocol.codec import DecodeError, decode
-from jetcron_protocol.messages import Failure, JournalEntry, Run, data_of
+from jetcron_protocol.messages import Failure, JournalEntry, Run
 
 log = structlog.get_logger("jetcron.executor")
 
 HAND_BACK_SECONDS = 5.0
+SOON_SECONDS = 0.5
 _CLOCK_SLACK_MS = 1000
 
 
@@ -68,13 +62,14 @@ class Worker:
         self._metrics = metrics
         self._lease = lease
         self._room = room
-        self._limiter = limiter
         self._waits = Waits(bus, clock, settings)
-        self._tools = Tools(bus, clock, settings, limiter, self._waits)
-        self._executing: dict[str, Claimed] = {}
+        self._attempts = Attempts(clock, metrics, Tools(bus, clock, settings, limiter, self._waits))
+        self._in_hand: dict[str, Claimed] = {}
+        """The runs that are ours, until their code has ended."""
         # Repeating an append past our own lease is of no use: by then the run may be another's.
         self._patience = settings.executor_ttl
         self._recorder = Recorder(bus, clock, settings, metrics, self._waits, told=told)
+        self._entrance = Entrance(bus, clock, settings, metrics, self._waits, patience=self._patience)
 
     async def handle(self, definition: FunctionDefinition, delivery: Delivery, identity: Identity) -> None:
         """Claim, hold, execute, record, acknowledge. Returns with the run's credit still taken.
@@ -94,18 +89,32 @@ class Worker:
         if claimed is None:
             return
         try:
-            await self._attempt(definition, claimed)
+            await self._attempt(claimed)
         except RunCancelled:
-            # Whoever cancelled it does what follows; if they died, this does.
             await self._read(claimed)
+            await self._recorder.follow_up(claimed)
+        except (LeaseLost, WrongSequence):
+            if not await self._cancelled(claimed):
+                raise
             await self._recorder.follow_up(claimed)
         finally:
             identity.runs.discard(run.run)
         await delivery.ack()
 
+    async def _cancelled(self, claimed: Claimed) -> bool:
+        """Whether we lost a run because it was cancelled. Who cancelled it does what follows; if they died, we do."""
+        if self._lease.expired(claimed.identity):
+            return False
+        try:
+            await self._read(claimed)
+        except TryAgain:
+            return False
+        last = claimed.journal.history.last
+        return last is not None and last.entry == "cancelled"
+
     def cancel(self, run: str) -> None:
-        """Stop the code of a run that somebody ended, if it executes here."""
-        claimed = self._executing.get(run)
+        """Stop the code of a run that somebody ended, if it is ours; what has not begun yet does not begin."""
+        claimed = self._in_hand.get(run)
         if claimed is not None:
             log.info("cancelled", function=claimed.run.function, run=run)
             claimed.interrupt(RunCancelled())
@@ -113,10 +122,12 @@ class Worker:
     async def look_for_cancelled(self) -> None:
         """Stop the code of runs whose journal has ended, for a word of it may have been missed."""
         subjects = {
-            self._names.journal_of(claimed.run.function, run): run for run, claimed in self._executing.items()
+            self._names.journal_of(claimed.run.function, run): run
+            for run, claimed in self._in_hand.items()
+            if claimed.executing is not None
         }
         for subject, stored in (await self._bus.multi_last_all(self._names.journal, list(subjects))).items():
-            claimed = self._executing.get(subjects[subject])
+            claimed = self._in_hand.get(subjects[subject])
             if claimed is None or stored.sequence <= claimed.journal.history.sequence:
                 continue
             try:
@@ -125,24 +136,31 @@ class Worker:
             except DecodeError:
                 continue  # our next append is refused, and then it is read
 
-    async def _attempt(self, definition: FunctionDefinition, claimed: Claimed) -> None:
+    async def _attempt(self, claimed: Claimed) -> None:
         """Hold, execute, record, and do what follows."""
-        await self._hold(claimed.run, claimed.delivery)
-        await self._room.enter()
+        run = claimed.run
+        self._in_hand[run.run] = claimed
         try:
-            claimed.check()
-            outcome = await self._execute(definition, claimed)
-        except (LeaseLost, RunCancelled):
-            await claimed.settle()  # lost for good, or an append whose outcome nobody knows
-            raise
+            await self._hold(run, claimed.delivery)
+            await self._room.enter()
+            try:
+                claimed.check()
+                outcome = await self._attempts.execute(claimed)
+            except (LeaseLost, RunCancelled):
+                await claimed.settle()  # lost for good, or an append whose outcome nobody knows
+                raise
+            finally:
+                self._room.leave()
         finally:
-            self._room.leave()
+            # Not ours any more if we lost it, and took it again under a new id while this was being unwound.
+            if self._in_hand.get(run.run) is claimed:
+                del self._in_hand[run.run]
         if claimed.recording:
             await claimed.settle()
         claimed.ended = True
         await self._room.let_others_start()
         claimed.check()
-        await self._recorder.record(definition, claimed, outcome)
+        await self._recorder.record(claimed, outcome)
 
     # Claim.
 
@@ -151,30 +169,33 @@ class Worker:
     ) -> Claimed | None:
         """Make the run ours, or settle its message; None when there is nothing to execute."""
         journal = RunJournal(self._bus, run.function, run.run, patience=self._patience)
-        claimed = Claimed(
-            run, delivery, journal, identity, self._lease, self._clock, handler=definition.on_failure
-        )
+        claimed = Claimed(definition, run, delivery, journal, identity, self._lease, self._clock)
+        if run.turn == 0 and lane_for(run.function, run.run, run) is not None:
+            # What goes on at its time decides, not what does when it comes: that is earlier.
+            await self._room.until(run.fire_at, most=self._longest_hold(run, delivery))
         if run.turn > 0 or delivery.delivered > 1:
             await self._read(claimed)
         while True:
             try:
-                match await self._verdict(claimed):
-                    case Claim(attempt=attempt, lost=lost):
-                        claimed.check()  # a claim of the dead would only be lost again
-                        if await self._too_late(definition, claimed):
-                            await delivery.ack()
-                            return None
-                        cancels = await self._open_cancels(definition, claimed)
-                        await journal.append(claimed.claim_entry(attempt, lost, cancels))
+                verdict: Verdict | None = await self._verdict(claimed)
+                if isinstance(verdict, Claim):
+                    claimed.check()  # a claim of the dead would only be lost again
+                    if await self._too_late(claimed):
+                        await delivery.ack()
+                        return None
+                    cancels = await self._open_cancels(claimed)
+                    verdict = await self._entrance.enter(
+                        claimed, claimed.claim_entry(verdict.attempt, verdict.lost, cancels)
+                    )
+                    if verdict is None:
                         identity.runs.add(run.run)
                         return claimed
+                match verdict:
                     case GiveUp(lost=lost):
                         failure = Failure(
                             type="ProcessDied", message=f"the process executing it died {lost} times in a row"
                         )
-                        await self._recorder.fail(
-                            definition, claimed, failure, f"lost {lost} times in a row", lost=lost
-                        )
+                        await self._recorder.fail(claimed, failure, f"lost {lost} times in a row", lost=lost)
                         await delivery.ack()
                         return None
                     case FollowUp():
@@ -185,36 +206,43 @@ class Worker:
                         log.debug("settled", run=run.run, turn=run.turn, reason=reason)
                         await delivery.ack()
                         return None
-                    case HandBack(reason=reason):
+                    case HandBack(reason=reason, soon=soon):
                         log.debug("handed back", run=run.run, turn=run.turn, reason=reason)
-                        await delivery.hand_back(HAND_BACK_SECONDS)
+                        await delivery.hand_back(SOON_SECONDS if soon else HAND_BACK_SECONDS)
                         return None
             except WrongSequence:
                 await self._read(claimed)
 
-    async def _too_late(self, definition: FunctionDefinition, claimed: Claimed) -> bool:
+    async def _too_late(self, claimed: Claimed) -> bool:
         """End a run that waited too long to begin, or whose deadline has passed."""
         run, history, now = claimed.run, claimed.journal.history, self._clock.now()
+        definition = claimed.definition
         due = history.about.fire_at if history.about is not None else run.fire_at
-        if definition.start_timeout is not None and history.last is None:
+        if definition.start_timeout is not None and not history.attempts:
             latest = due + definition.start_timeout // MILLISECOND
             if now > latest:
                 text = f"it was due at {from_ms(due).isoformat()} and had not begun by {from_ms(latest).isoformat()}"
-                await self._recorder.cancel(definition, claimed, Failure(type="StartTimeout", message=text))
+                await self._recorder.cancel(claimed, Failure(type="StartTimeout", message=text))
                 return True
         if definition.deadline is not None:
-            claimed.deadline = due + definition.deadline // MILLISECOND
+            # Who begins a run again that had failed gives it its whole time once more.
+            claimed.deadline = (history.reopened_at or due) + definition.deadline // MILLISECOND
             if now >= claimed.deadline:
-                error = describe(_deadline_exceeded(definition))
-                await self._recorder.fail(definition, claimed, error, "its deadline passed")
+                error = describe(deadline_exceeded(definition))
+                await self._recorder.fail(claimed, error, "its deadline passed")
                 return True
         return False
 
-    async def _open_cancels(self, definition: FunctionDefinition, claimed: Claimed) -> list[str]:
-        """Before a run begins: store the waits for what cancels it. Whoever made the run may have done so before."""
-        if not definition.cancel_on or claimed.journal.history.about is not None:
+    async def _open_cancels(self, claimed: Claimed) -> list[str]:
+        """Before a run begins, or begins again after it had failed: store the waits for what cancels it.
+
+        Whoever made the run may have done so before.
+        """
+        history = claimed.journal.history
+        again = history.last is not None and history.last.turn == history.reopened > 0
+        if not claimed.definition.cancel_on or (history.about is not None and not again):
             return []
-        return await self._waits.open_cancels(definition.wire().cancel_on, claimed.run)
+        return await self._waits.open_cancels(claimed.definition.wire().cancel_on, claimed.run)
 
     async def _read(self, claimed: Claimed) -> None:
         try:
@@ -263,71 +291,8 @@ class Worker:
 
     async def _hold(self, run: Run, delivery: Delivery) -> None:
         """Wait until `fire_at`; but no longer than the server's clock allows, for ours may be wrong."""
-        most = (max(run.fire_at - delivery.stored_at, 0) + _CLOCK_SLACK_MS) / 1000
-        await self._room.wait_until(run.fire_at, most=most)
+        await self._room.wait_until(run.fire_at, most=self._longest_hold(run, delivery))
 
-    # Execute.
-
-    async def _execute(self, definition: FunctionDefinition, claimed: Claimed) -> Outcome:
-        run = claimed.run
-        branches = Branches(self._clock)
-        steps = Steps(self._tools, claimed, branches, definition.retry)
-        context = Context(run, attempt=claimed.attempt, memory=steps)
-        self._metrics.of(run.function).started.inc()
-        claimed.started = self._clock.now()
-        late = max(claimed.started - run.fire_at, 0)
-        self._metrics.lateness.observe(late / 1000)
-        log.debug(
-            "started",
-            function=run.function,
-            run=run.run,
-            attempt=claimed.attempt,
-            late_ms=late,
-            trigger=run.trigger,
-        )
-        claimed.executing = branches.main
-        self._executing[run.run] = claimed
-        before = branches.main.cancelling()
-        try:
-            outcome = await invoke(
-                definition, context, data_of(run), self._limiter, self._bound(definition, claimed)
-            )
-        except (asyncio.CancelledError, RunReleased, RunCancelled):
-            if claimed.interrupted is None:
-                raise
-            outcome = Waiting()
-        finally:
-            del self._executing[run.run]
-            claimed.executing = None
-            steps.close()
-            branches.close()
-            self._metrics.of(run.function).duration.observe((self._clock.now() - claimed.started) / 1000)
-        if claimed.interrupted is not None:
-            # Whatever the code made of it. Ours was one request to cancel it; another one is somebody else's.
-            if branches.main.uncancel() > before:
-                raise asyncio.CancelledError
-            if isinstance(claimed.interrupted, RunCancelled):
-                raise claimed.interrupted
-            return Waiting()
-        return Raised(steps.broken) if steps.broken is not None else outcome
-
-    def _bound(self, definition: FunctionDefinition, claimed: Claimed) -> Bound | None:
-        """The function's timeout or what is left until the run's deadline, whichever is shorter."""
-        bound: Bound | None = None
-        if definition.timeout is not None:
-            seconds = definition.timeout.total_seconds()
-            note = "" if definition.is_async else "; its thread cannot be stopped and may still be running"
-            text = f"{definition.id} did not end within its timeout of {seconds:g} s{note}"
-            bound = Bound(seconds, TimeoutError(text))
-        if claimed.deadline is not None:
-            left = max(claimed.deadline - self._clock.now(), 0) / 1000
-            if bound is None or left < bound.seconds:
-                bound = Bound(left, _deadline_exceeded(definition))
-        return bound
-
-
-def _deadline_exceeded(definition: FunctionDefinition) -> DeadlineExceeded:
-    assert definition.deadline is not None
-    return DeadlineExceeded(
-        f"{definition.id} did not end within its deadline of {definition.deadline.total_seconds():g} s"
-    )
+    @staticmethod
+    def _longest_hold(run: Run, delivery: Delivery) -> float:
+        return (max(run.fire_at - delivery.stored_at, 0) + _CLOCK_SLACK_MS) / 1000

@@ -2,9 +2,9 @@
 
 import pytest
 
-from jetcron.journal import FINISHED, History, about, finish, fold
+from jetcron.history import FINISHED, History, about, finish, fold
 from jetcron_protocol.codec import decode, encode
-from jetcron_protocol.messages import About, Event, Failure, JournalEntry, Run
+from jetcron_protocol.messages import About, Event, Failure, JournalEntry, ObjectRef, Run
 
 ABOUT = About(trigger="manual", fire_at=5)
 
@@ -77,10 +77,47 @@ def test_a_finished_run_is_one_entry_that_folds_to_all_before_it(kind: str) -> N
 
 
 def test_results_of_steps_are_left_out_of_what_succeeded() -> None:
-    before = history(entry("claimed"), entry("step", step="a", op="send", result=3))
+    event = {"id": "e1", "name": "order.paid", "data": {"secret": 1}}
+    large = ObjectRef(name="R/large", size=1_000_000)
+    before = history(
+        entry("claimed"),
+        entry("step", step="load", op="run", result={"secret": 1}),
+        entry("step", step="tell", op="send", result=3),
+        entry("step", step="paid", op="wait", target="order.paid", result=event),
+        entry("step", step="large", op="wait", target="order.paid", object=large),
+        entry("step", step="late", op="wait", target="order.paid"),
+    )
     last = finish(before, entry("completed"), keep_steps=False)
     assert last.steps is not None
-    assert [(done.id, done.result) for done in last.steps] == [("a", None)]
+    assert {done.id: done.result for done in last.steps} == {
+        "load": None,
+        "tell": 3,
+        "paid": {"id": "e1"},
+        "large": {"id": None},
+        "late": None,
+    }
+    assert [done.object for done in last.steps if done.object is not None] == [large]
+
+
+def test_a_step_that_was_tried_again_keeps_what_it_failed_with_before() -> None:
+    failure = Failure(type="E", message="m", traceback="long")
+    found = history(
+        entry("claimed"),
+        entry(
+            "opened", step="a", op="run", tries=1, until=5, started=2, error=Failure(type="D", message="d")
+        ),
+        entry("opened", step="a", op="run", tries=2, until=9, started=6, error=failure),
+        entry("step", step="a", op="run", tries=2, started=9, result=1),
+        entry("opened", step="b", op="sleep", until=5),
+        entry("step", step="b", op="sleep", started=2),
+        entry("opened", step="c", op="run", tries=1, until=9, started=7, error=failure),
+    )
+    assert found.steps["a"].before == Failure(type="E", message="m")
+    assert (found.steps["a"].first, found.steps["a"].started) == (2, 9)
+    assert (found.steps["b"].before, found.steps["b"].first) == (None, None)
+    assert (found.waits["c"].error, found.waits["c"].first) == (failure, 7)
+    last = decode(JournalEntry, encode(finish(found, entry("completed"), keep_steps=False)))
+    assert fold([(9, last)]).steps["a"].before == Failure(type="E", message="m")
 
 
 def test_folding_does_not_change_what_was_folded() -> None:

@@ -1,0 +1,194 @@
+"""What random workflows brought to light, each in its smallest form."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from jetcron import Context
+from jetcron_protocol.codec import decode
+from jetcron_protocol.messages import JournalEntry
+from tests.support.faults import Die
+from tests.support.nats_server import NatsServer
+from tests.support.stack import PATIENCE, until
+from tests.support.stage import AWAY, HERE, QUICK, Calls, Stage, stage_of
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def stage(shared_nats: NatsServer) -> AsyncIterator[Stage]:
+    async with stage_of(shared_nats) as stage:
+        yield stage
+
+
+@pytest.mark.parametrize("app", [AWAY, HERE])
+async def test_what_a_failed_try_of_a_step_left_running_records_nothing_more(stage: Stage, app: str) -> None:
+    """It did, beside the next try, under the same names: a step was journaled twice."""
+    gates = [asyncio.Event(), asyncio.Event()]
+    calls = Calls()
+
+    async def inner() -> int:
+        number = len(calls.made)
+        await calls.note(number)
+        await gates[number].wait()
+        return number
+
+    async def code(ctx: Context, _: Any) -> Any:
+        async def fails_at_first() -> None:
+            await asyncio.sleep(0)
+            if len(calls.made) == 1:
+                raise ValueError("at first")
+
+        async def outer() -> Any:
+            found, _ = await asyncio.gather(ctx.step.run("inner", inner), fails_at_first())
+            return found
+
+        return await ctx.step.run("outer", outer, retry=QUICK)
+
+    handle = await stage.play(code, on=f"{app}.once")
+    await until(lambda: len(calls.made) == 2)
+    gates[0].set()
+    await asyncio.sleep(0.05)
+    gates[1].set()
+    assert await handle.result(PATIENCE) == 1
+    recorded = [one.entry.step for one in stage.stack.journal.of("step", run=handle.id)]
+    assert recorded == ["outer#/inner", "outer"]
+
+
+async def test_what_a_step_left_running_does_not_take_the_ids_of_its_next_try(stage: Stage) -> None:
+    calls = Calls()
+    late: list[BaseException] = []
+
+    async def code(ctx: Context, _: Any) -> Any:
+        async def straggler(tried: asyncio.Event) -> None:
+            try:
+                await tried.wait()
+                await ctx.step.run("inner", calls.note, "straggler")
+            except Exception as error:
+                late.append(error)
+
+        tries: list[asyncio.Task[None]] = []
+        again = asyncio.Event()
+
+        async def outer() -> Any:
+            tries.append(asyncio.create_task(straggler(again)))
+            if len(tries) == 1:
+                raise ValueError("at first")
+            again.set()
+            await asyncio.wait(tries[:1])
+            return [await tries[1], await ctx.step.run("inner", calls.note, "second")]
+
+        return await ctx.step.run("outer", outer, retry=QUICK)
+
+    handle = await stage.play(code, on=f"{HERE}.once")
+    assert await handle.result(PATIENCE) == [None, "second"]
+    recorded = [one.entry.step for one in stage.stack.journal.of("step", run=handle.id)]
+    assert recorded == ["outer#/inner", "outer#/inner#2", "outer"]
+    assert calls.made == ["straggler", "second"], "of the second try"
+    assert ["'outer', has ended" in str(error) for error in late] == [True]
+
+
+async def test_what_a_run_left_waiting_is_cancelled_with_it(stage: Stage) -> None:
+    """It waited for what nobody would give it any more, until it was collected, in any context."""
+    cleaned = []
+
+    async def code(ctx: Context, _: Any) -> Any:
+        async def waits() -> None:
+            try:
+                await ctx.step.wait_for_event("never", "never", timeout=3600)
+            finally:
+                cleaned.append(asyncio.current_task().cancelling())  # type: ignore[union-attr]
+
+        waiting = asyncio.create_task(waits())
+        await ctx.step.sleep("a moment", 0.05)
+        return waiting.done()
+
+    assert await stage.result(code, on=f"{HERE}.once") is False
+    await until(lambda: cleaned == [1])
+
+
+@pytest.mark.parametrize("where", ["wait", "purge"])
+async def test_a_wait_whose_executor_dies_beside_it_is_forgotten_with_its_run(
+    where: str, stage: Stage
+) -> None:
+    """Stored and not journaled, or over and not removed, it stood until its time to live ended."""
+    names = stage.stack.names
+    tries = []
+
+    async def code(ctx: Context, _: Any) -> None:
+        tries.append(ctx.run_id)
+        if where == "wait" and len(tries) > 1:
+            return  # the code may take another way, where nothing was journaled
+        await ctx.step.wait_for_event("go", "found.go", timeout=0.05)
+
+    executor = stage.executors[HERE]
+    if where == "wait":
+        executor.bus.arm(Die(after=True), on=f"{names.wait_paths('found.go')}.")
+    else:
+        executor.bus.arm(Die(), on=f"PURGE.{names.journal}")
+    handle = await stage.play(code, on=f"{HERE}.once")
+    await until(lambda: executor.bus.dead)
+    await stage.restart(HERE)
+    await handle.result(PATIENCE)
+    assert len(tries) == 2
+    assert await stage.stack.bus.subjects(names.journal, names.waits_of(handle.id)) == []
+
+
+async def test_a_wait_whose_branch_is_cancelled_as_it_ends_is_forgotten(stage: Stage) -> None:
+    """Nobody removed what its branch would have removed next."""
+    names = stage.stack.names
+
+    async def code(ctx: Context, _: Any) -> list[str]:
+        async def waits() -> None:
+            await ctx.step.wait_for_event("go", "cancelled.go", timeout=0.02)
+
+        waiting = asyncio.create_task(waits())
+        async with stage.stack.bus.listen(names.journal_of(ctx.function_id, ctx.run_id)) as heard:
+            while True:
+                _, payload = await heard.get()
+                if decode(JournalEntry, payload).entry == "step":
+                    waiting.cancel()
+                    break
+        await asyncio.wait([waiting])
+        return [ctx.run_id, str(waiting.cancelled())]
+
+    run, cancelled = await stage.result(code, on=f"{HERE}.once")
+    assert cancelled == "True"
+    assert await stage.stack.bus.subjects(names.journal, names.waits_of(run)) == []
+
+
+@pytest.mark.parametrize("app", [AWAY, HERE])
+async def test_a_step_recorded_while_its_branch_was_cancelled_is_found_by_the_next_try(
+    stage: Stage, app: str
+) -> None:
+    """Its place in the order of results was not known: the try failed with it, and so did all that followed."""
+    calls = Calls()
+    tries = 0
+
+    async def code(ctx: Context, _: Any) -> Any:
+        async def outer() -> Any:
+            nonlocal tries
+            tries += 1
+            called = asyncio.Event()
+
+            async def inner() -> int:
+                called.set()
+                return await calls.note(tries)
+
+            async def fails_at_first() -> None:
+                if tries == 1:
+                    await called.wait()
+                    raise ValueError("while the step is recorded")
+
+            async with asyncio.TaskGroup() as group:
+                step = group.create_task(ctx.step.run("inner", inner))
+                group.create_task(fails_at_first())
+            return step.result()
+
+        return await ctx.step.run("outer", outer, retry=QUICK)
+
+    assert await stage.result(code, on=f"{app}.once") == 1
+    assert calls.made == [1]
