@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from jetcron import Context
+from jetcron import Context, Event
 from jetcron_protocol.codec import decode
 from jetcron_protocol.messages import JournalEntry
-from tests.support.faults import Die
+from tests.support.faults import Die, LoseAnswer, Wait
 from tests.support.nats_server import NatsServer
 from tests.support.stack import PATIENCE, until
 from tests.support.stage import AWAY, HERE, QUICK, Calls, Stage, stage_of
@@ -192,3 +192,24 @@ async def test_a_step_recorded_while_its_branch_was_cancelled_is_found_by_the_ne
 
     assert await stage.result(code, on=f"{app}.once") == 1
     assert calls.made == [1]
+
+
+async def test_a_turn_that_is_held_again_after_it_was_woken_is_not_left_behind(stage: Stage) -> None:
+    """Its answer was lost, it was published again, and stood there for as long as the run had meant to wait."""
+    names = stage.stack.names
+    again = Wait(asyncio.Event(), asyncio.Event())
+
+    async def code(ctx: Context, _: Any) -> Any:
+        found = await ctx.step.wait_for_event("go", "held.again", timeout=3600)
+        return found is not None
+
+    executor = stage.executors[AWAY]
+    executor.bus.arm(LoseAnswer(), on=".run.later.")
+    executor.bus.arm(again, on=".run.later.")
+    handle = await stage.play(code)
+    await again.reached.wait()
+    await stage.send(Event("held.again"))
+    assert await handle.result(PATIENCE) is True
+    again.go.set()
+    await stage.stack.settled(names.work, names.run_consumer(handle.function))
+    assert await stage.stack.bus.subjects(names.work, names.runs_later_of(handle.function)) == []

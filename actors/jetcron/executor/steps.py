@@ -30,6 +30,7 @@ from jetcron.errors import (
     TryAgain,
 )
 from jetcron.events import store_events
+from jetcron.executor import timers
 from jetcron.executor.branches import OUTSIDE, Branches
 from jetcron.executor.claimed import Claimed
 from jetcron.executor.invoke import describe
@@ -620,7 +621,7 @@ class Steps:
                 await self._branches.settle()
                 if self._changed.is_set():
                     continue
-                if self._all_wait():
+                if self._all_wait() and not self._may_time_out(max(one.opened.until for one in here) - now):
                     self._release([one.opened for one in here])
                     return
             try:
@@ -642,6 +643,11 @@ class Steps:
         waiting = {task for task, one in self._waiting.items() if not one.future.done()}
         self._callers = {task for task in self._callers if not task.done()}
         return self._branches.all_wait(waiting, self._callers)
+
+    def _may_time_out(self, longest: int) -> bool:
+        """Whether a time-out of the code's own fires before the waits are over, the last in `longest` ms."""
+        fires = timers.first_of((self._branches.main, *self._callers))
+        return fires is not None and fires < asyncio.get_running_loop().time() + longest / 1000
 
     def _release(self, waits_on: list[OpenStep]) -> None:
         """Unwind the code: its slot, its place in `concurrency` and its memory are others' now."""
