@@ -11,6 +11,7 @@ import pytest_asyncio
 
 from jetcron import Context
 from jetcron.events import Event
+from jetcron.executor import timers
 from jetcron.waits import Waits
 from tests.support.nats_server import NatsServer
 from tests.support.stack import PATIENCE
@@ -165,14 +166,15 @@ async def test_a_time_out_of_the_code_s_own_keeps_the_run_until_it_fires(stage: 
     assert waiting.on == ["pause"]
 
 
-async def test_a_time_out_that_fired_keeps_nothing(stage: Stage) -> None:
+async def test_a_time_out_that_fired_keeps_nothing(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """The code is in its block all the same."""
+    monkeypatch.setattr(timers, "_FIRING", 0.05)
 
     async def code(ctx: Context, _: Any) -> str:
         async with asyncio.timeout(0.05):
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.sleep(30)
-            await ctx.step.sleep("pause", 1.6)
+            await ctx.step.sleep("pause", 0.6)
         return "slept"
 
     handle = await stage.play(code)
