@@ -213,3 +213,36 @@ async def test_a_turn_that_is_held_again_after_it_was_woken_is_not_left_behind(s
     again.go.set()
     await stage.stack.settled(names.work, names.run_consumer(handle.function))
     assert await stage.stack.bus.subjects(names.work, names.runs_later_of(handle.function)) == []
+
+
+async def test_a_large_result_that_is_loaded_is_not_overtaken_by_those_after_it(stage: Stage) -> None:
+    """They reached the code first, which then made its calls in another order, and got the results of others."""
+    taken: list[tuple[str, str]] = []
+
+    async def code(ctx: Context, _: Any) -> Any:
+        large_is_here = asyncio.Event()
+
+        async def large() -> str:
+            return "x" * 600_000
+
+        async def small() -> str:
+            await large_is_here.wait()
+            return "y"
+
+        async def note(by: str) -> str:
+            return by
+
+        async def first() -> str:
+            await ctx.step.run("large", large)
+            large_is_here.set()
+            return await ctx.step.run("next", note, "first")
+
+        async def second() -> str:
+            await ctx.step.run("small", small)
+            return await ctx.step.run("next", note, "second")
+
+        taken.append(tuple(await asyncio.gather(second(), first())))  # type: ignore[arg-type]
+        await ctx.step.sleep("away", 0.01)
+
+    await stage.result(code)
+    assert taken == [("second", "first")] * 2
