@@ -1,9 +1,10 @@
 """What random workflows brought to light, each in its smallest form."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
+import anyio
 import pytest
 import pytest_asyncio
 
@@ -246,3 +247,60 @@ async def test_a_large_result_that_is_loaded_is_not_overtaken_by_those_after_it(
 
     await stage.result(code)
     assert taken == [("second", "first")] * 2
+
+
+def groups() -> dict[str, Any]:
+    """Ways to wait for a coroutine in a group of tasks."""
+
+    async def in_asyncio(work: Coroutine[Any, Any, None]) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(work)
+            group.create_task(asyncio.sleep(0.2))  # something else, too
+
+    async def in_anyio(work: Coroutine[Any, Any, None]) -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(lambda: work)
+
+    return {"asyncio": in_asyncio, "anyio": in_anyio}
+
+
+@pytest.mark.parametrize("kind", groups())
+@pytest.mark.parametrize("way", ["leaves", "ends", "is cancelled"])
+async def test_code_that_waits_for_those_that_wait_is_unwound_with_them(
+    stage: Stage, kind: str, way: str
+) -> None:
+    """Those were cancelled, and a group takes that for their end: its code went on, as if all had been done."""
+    went_on: list[bool] = []
+    done: list[bool] = []
+    unwound: list[bool] = []
+
+    async def code(ctx: Context, _: Any) -> None:
+        async def waits() -> None:
+            await ctx.step.wait_for_event("go", "unwound.go", match={"run": ctx.run_id}, timeout=3600)
+            done.append(True)
+
+        async def host() -> None:
+            try:
+                await groups()[kind](waits())
+                went_on.append(len(done) == 1)
+            finally:
+                unwound.append(True)
+
+        hosts = asyncio.create_task(host())
+        if way == "ends":
+            await ctx.step.sleep("a moment", 0.1)
+        else:
+            await asyncio.wait([hosts])
+
+    handle = await stage.play(code, on=f"{AWAY if way == 'leaves' else HERE}.once")
+    await stage.opened(handle)
+    if way == "is cancelled":
+        await handle.cancel()
+        await stage.failure_of(handle)
+    else:
+        if way == "leaves":
+            await stage.waiting(handle)
+            await stage.send(Event("unwound.go", {"run": handle.id}))
+        await handle.result(PATIENCE)
+    await until(lambda: len(unwound) == (2 if way == "leaves" else 1))
+    assert went_on == ([True] if way == "leaves" else [])

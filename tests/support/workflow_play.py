@@ -261,7 +261,7 @@ class Play:
     async def problems(self, *, disturbed: bool) -> list[str]:
         """Everything that is not as it should be."""
         found = [problem for root in self.flows async for problem in self._judge_result(root)]
-        found += self._judge_journal(disturbed=disturbed)
+        found += self._judge_journal()
         found += self._judge_effects(disturbed=disturbed)
         found += await self._judge_sent()
         found += await self._judge_remains()
@@ -282,14 +282,12 @@ class Play:
         if wanted.fails or not agrees(result, wanted.value):
             yield f"{root}: gave {result}; expected {wanted.value or wanted.fails}\n{self.diary.told(run)}"
 
-    def _judge_journal(self, *, disturbed: bool) -> Iterator[str]:
+    def _judge_journal(self) -> Iterator[str]:
         """Each run ended once, each step is recorded once, by who held the run."""
         yield from self.diary.doubled()
         for run, entries in self.diary.runs.items():
             steps = Counter(one.entry.step for one in entries if one.entry.entry == "step")
             last = self.diary.ended(run)[-1].entry
-            if not disturbed and any(attempt.outcome == "lost" for attempt in last.attempts or ()):
-                yield f"an attempt was lost, and nobody was killed\n{self.diary.told(run)}"
             folded = Counter(done.id for done in last.steps or ())
             wrong = [step for step, times in (steps + folded).items() if steps[step] > 1 or folded[step] != 1]
             if wrong:
@@ -336,6 +334,7 @@ class Play:
                     kinds[key] = line["kind"]
         journaled: dict[tuple[str, int], list[str]] = defaultdict(list)
         roots = {line["run"]: line["root"] for line in self.notes.of("done")}
+        runs = {(line["root"], line["k"]): line["run"] for line in self.notes.of("done")}
         for run, entry in self.diary.order:
             if entry.entry == "step" and entry.op == "run" and isinstance(entry.result, dict):
                 journaled[roots[run], entry.result["k"]].append(entry.result["token"])
@@ -346,10 +345,12 @@ class Play:
                 yield f"{key} gave {tokens}, which no execution returned: {done[key]}"
             if key in journaled and journaled[key] != list(tokens):
                 yield f"{key} gave {tokens}, and the journal has {journaled[key]}"
+        disturbed = disturbed or self._lost()
         for root, flow in self.flows.items():
             wanted = expected(flow)
             # What is cut off beside a failure is not recorded, and done again when the code comes there again.
-            once = not disturbed and not any(node["do"] in ("crash", "hopeless") for node in nodes(flow))
+            alone = not any(node["do"] in ("crash", "hopeless") for node in nodes(flow))
+            once = alone and not disturbed
             for node in nodes(flow):
                 if node["do"] not in ("step", "deadly", "outer"):
                     continue
@@ -360,8 +361,14 @@ class Play:
                     yield f"{key} took effect, after what had failed"
                 if once and len(done[key]) > 1:
                     yield f"{key} took effect {len(done[key])} times, and nobody was killed"
+                    yield self.diary.told(runs[key])
                 if once and node["do"] == "step" and calls[key] > node["fails"] + 1:
                     yield f"{key} was called {calls[key]} times, and nobody was killed"
+
+    def _lost(self) -> bool:
+        """Whether an executor was taken for dead: on a busy machine it may be."""
+        ends = (one.entry for run in self.diary.runs for one in self.diary.ended(run))
+        return any(attempt.outcome == "lost" for end in ends for attempt in end.attempts or ())
 
     async def _judge_sent(self) -> list[str]:
         """Each event of a step is stored under one id, and each has one run."""

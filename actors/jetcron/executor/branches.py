@@ -68,8 +68,7 @@ class Branches:
     def close(self) -> None:
         """The code has ended. What it left waiting for its steps would wait for ever."""
         _tasks.set(None)
-        for task in self._standing:
-            task.cancel()
+        self.unwind(self._standing)
         if self._delivering is not None:
             self._delivering.cancel()
 
@@ -102,6 +101,13 @@ class Branches:
             return await future
         finally:
             self._standing.discard(task)
+
+    def unwind(self, waiting: "Iterable[asyncio.Task[Any]]") -> None:
+        """Cancel those that wait, and whoever awaits them: a group takes a member's cancellation for its end."""
+        these = set(waiting)
+        for task in [task for task in self._live if _awaits(task, these, set())]:
+            if task is not self.main:
+                task.cancel()
 
     async def _deliver(self) -> None:
         while self._due:
@@ -149,6 +155,18 @@ def _waits(
     return bool(joined) and all(
         isinstance(one, asyncio.Task) and _waits(one, waiting, seen) for one in joined
     )
+
+
+def _awaits(
+    task: "asyncio.Task[Any]", these: "set[asyncio.Task[Any]]", seen: "set[asyncio.Task[Any]]"
+) -> bool:
+    """Whether a task is one of these, or awaits one, whatever else it awaits."""
+    if task in these:
+        return True
+    if task in seen or task.done():
+        return False
+    seen.add(task)
+    return any(isinstance(one, asyncio.Task) and _awaits(one, these, seen) for one in _joined(task))
 
 
 def _joined(task: "asyncio.Task[Any]") -> "Iterator[asyncio.Future[Any]]":

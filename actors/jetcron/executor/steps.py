@@ -667,9 +667,7 @@ class Steps:
         """Unwind the code: its slot, its place in `concurrency` and its memory are others' now."""
         self._claimed.waits_on = waits_on
         self._claimed.interrupt(RunReleased())
-        for task in self._waiting:
-            if task is not self._branches.main:
-                task.cancel()
+        self._branches.unwind(self._waiting)
 
 
 def _kind(op: str, target: str | None) -> str:
