@@ -96,6 +96,7 @@ async def test_a_handler_s_own_failure_triggers_nothing(shared_nats: NatsServer)
         raise ValueError("the hearer's")
 
     async with house(shared_nats, app, "event-router") as h:
+        await until(lambda: h.executors[0].actor._demand.wanted)
         await h.failure("fails")
         await h.stack.journal.wait("failed", 4)
         await quiet(h)
