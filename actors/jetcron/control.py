@@ -10,11 +10,11 @@ from jetcron import dispatch
 from jetcron.bus import LONGEST, Bus
 from jetcron.endings import Endings
 from jetcron.errors import ConfigurationError, WrongSequence
-from jetcron.history import Status, status_of
+from jetcron.history import Status, about, status_of
 from jetcron.journal import RunJournal
 from jetcron.waits import Waits
 from jetcron_protocol.codec import decode
-from jetcron_protocol.messages import DeadLetter, Failure, JournalEntry, Run
+from jetcron_protocol.messages import DeadLetter, Failure, Function, JournalEntry, Run
 from jetcron_protocol.subjects import split_function
 
 _PATIENCE = 30.0
@@ -26,14 +26,21 @@ class RunControl:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self._clock = bus.clock
-        waits = Waits(bus, bus.clock, bus.settings)
-        self._endings = Endings(bus, bus.clock, bus.settings, waits, by="client")
+        self._waits = Waits(bus, bus.clock, bus.settings)
+        self._endings = Endings(bus, bus.clock, bus.settings, self._waits, by="client")
 
-    async def cancel(self, function: str, run: str, reason: str) -> Status:
-        """See `Runs.cancel`."""
-        history = await self._endings.cancel(function, run, Failure(type="Cancelled", message=reason))
+    async def cancel(self, function: str, run: str, reason: str, *, queued: Run | None = None) -> Status:
+        """See `Runs.cancel`. `queued`: its message, if it has no journal yet."""
+        failure = Failure(type="Cancelled", message=reason)
+        known = None if queued is None else about(queued, await self._cancels(queued))
+        history = await self._endings.cancel(function, run, failure, about=known)
         assert history is not None
         return status_of(history.last)
+
+    async def _cancels(self, run: Run) -> list[str]:
+        """Where what cancels a run is waited for."""
+        stored = await self._bus.entry(self._bus.names.function_key(run.function))
+        return [] if stored is None else self._waits.cancels(decode(Function, stored.payload).cancel_on, run)
 
     async def retry(self, function: str, run: str) -> None:
         """See `Runs.retry`."""

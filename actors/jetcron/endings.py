@@ -5,7 +5,7 @@ message is acknowledged: the same however often. If the process dies in between,
 does the rest.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import structlog
@@ -49,11 +49,11 @@ class Endings:
         *,
         keep: int,
         tell: bool = True,
-        loose: bool = False,
+        loose: Sequence[str] = (),
     ) -> None:
         """What the last entry of a run leads to; what is left of it lives `keep` seconds.
 
-        `tell`: by an event too, though it did not fail. `loose`: waits may be stored that its journal does not know.
+        `tell`: by an event too, though it did not fail. `loose`: subjects of waits that its journal may not know.
         """
         if about.parent is not None and about.parent_function is not None and about.parent_step is not None:
             met = Met(
@@ -75,27 +75,27 @@ class Endings:
             if tell:
                 await self._tell(dispatch.FUNCTION_FINISHED, function, run, last, about)
 
-    async def _forget_waits(self, run: str, last: JournalEntry, about: About, loose: bool) -> None:
-        if loose or not last.attempts or any(attempt.outcome == "lost" for attempt in last.attempts):
-            # Whoever made it may have stored what cancels it, and its process may have died between the journal and a
-            # wait's own message: the names tell what stands.
-            await self._waits.close(self._names.waits_of(run))
-            return
-        for subject in [*about.cancels, *(opened.wait for opened in last.waits or () if opened.wait)]:
+    async def _forget_waits(self, run: str, last: JournalEntry, about: About, loose: Sequence[str]) -> None:
+        """By exact names: the server walks all that wait for a name with a wildcard where the run's would be."""
+        known = [opened.wait for opened in last.waits or () if opened.wait]
+        if any(attempt.outcome == "lost" for attempt in last.attempts or ()):
+            # A process that died may have recorded a step and not removed what it had waited on.
+            known += [done.wait for done in last.steps or () if done.wait]
+        for subject in dict.fromkeys([*about.cancels, *known, *loose]):
             await self._waits.close(subject)
         if any(done.op == "invoke" for done in last.steps or ()):
             # What a child left that ended after its step had given up on it.
             await self._waits.close(self._names.waits_for_children(run))
 
     async def _forget_objects(self, run: str, last: JournalEntry, keep: int) -> None:
-        """What its steps returned is of no more use once it has completed; else it may be begun again."""
+        """What its steps returned is of no more use, unless it failed: then it may be begun again."""
         kept = [done.object for done in last.steps or () if done.object is not None]
         for object in kept:
-            if last.entry == "completed":
-                await self._bus.drop_object(object)
-            else:
+            if last.entry == "failed":
                 await self._bus.expire_object(object, ttl=keep)
-        if kept and last.entry == "completed":
+            else:
+                await self._bus.drop_object(object)
+        if kept and last.entry != "failed":
             await self._bus.drop_objects(run)  # what executors left that died while they put it
 
     async def _tell(self, name: str, function: str, run: str, last: JournalEntry, about: About) -> None:
@@ -146,9 +146,6 @@ class Endings:
             await self._bus.post(self._names.cancelled(app), encode(Cancelled(run=run)))
             if last.about is not None:
                 await self.follow(function, run, last, last.about, keep=keep)
-            else:
-                # It had not begun: what cancels it may be waited for all the same.
-                await self._waits.close(self._names.waits_of(run))
             # At last: should we die before this, what is held is released, and whoever gets it does what follows.
             await self._bus.purge(self._names.work, self._names.runs_later_of(function, run))
         return history

@@ -181,7 +181,8 @@ class EventRouter:
         async def one(item: _Routed) -> None:
             try:
                 await work(item)
-            except TryAgain as error:
+            except (TryAgain, DecodeError) as error:
+                # The latter of a journal that a newer program wrote: a router that can read it will do it.
                 log.warning("an event is handed back", name=item.event.name, reason=str(error))
                 failed.add(item)
 
@@ -191,8 +192,12 @@ class EventRouter:
     async def _open_cancels(self, triggers: Triggers, one: "_Routed") -> None:
         """Before a run is stored: what cancels it may come before it begins."""
         for run in one.runs:
-            if run.function in triggers.cancels:
-                await self._waits.open_cancels(triggers.cancels[run.function], run)
+            if run.function not in triggers.cancels:
+                continue
+            journal = self._names.journal_of(run.function, run.run)
+            if await self._bus.last(self._names.journal, journal) is not None:
+                continue  # stored before, and begun: it has its waits, or needs none any more
+            await self._waits.open_cancels(triggers.cancels[run.function], run)
 
     async def _meet(self, routed: "Sequence[_Routed]") -> "set[_Routed]":
         """Wake or cancel the runs that wait for these events; those for which it could not be done now.

@@ -138,6 +138,7 @@ def _done(entry: JournalEntry, opened: OpenStep | None) -> StepResult:
         tries=entry.tries,
         first=opened.first if opened is not None else None,
         before=replace(before, traceback="") if before is not None else None,
+        wait=opened.wait if opened is not None else None,
     )
 
 

@@ -209,7 +209,8 @@ class Runs:
         A waiting or queued one ends at once; one that executes, at its next ``await``, within seconds. Functions it
         invoked go on. Raises `RunNotFound` for one that no journal, no queue and no held message has.
         """
-        return await self._control.cancel((await self._find(run))[0], run, reason)
+        function, queued = await self._find(run)
+        return await self._control.cancel(function, run, reason, queued=queued)
 
     async def retry(self, run: str, *, from_start: bool = False) -> str:
         """Start a failed run again from its last good step: what it did stands, what it failed at is tried again.

@@ -7,7 +7,7 @@ repeated. If the run is not waiting yet, its executor reads its waits once it ha
 """
 
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -71,22 +71,20 @@ class Waits:
 
     async def open_cancels(self, triggers: Sequence[CancelTrigger], run: Run) -> list[str]:
         """Store waits for the events that cancel a run; the subjects, the same however often."""
-        data = data_of(run)
+        until = run.fire_at + 1000 * _YEAR_SECONDS
+        seen = [run.event.id] if run.event is not None else []
         subjects = []
-        for number, trigger in enumerate(triggers):
-            values = {path: value_at(data, own) for path, own in trigger.match.items()}
-            if any(is_absent(value) for value in values.values()):
-                continue  # no event can match what the run does not have
-            wait = Wait(
-                function=run.function,
-                run=run.run,
-                step=f"#cancel {number}",
-                purpose="cancel",
-                seen=[run.event.id] if run.event is not None else [],
-            )
-            until = run.fire_at + 1000 * _YEAR_SECONDS
-            subjects.append(await self.open(trigger.event, match_of(values), wait, until=until))
+        for step, name, match in _cancels(triggers, run):
+            wait = Wait(function=run.function, run=run.run, step=step, purpose="cancel", seen=seen)
+            subjects.append(await self.open(name, match, wait, until=until))
         return subjects
+
+    def cancels(self, triggers: Sequence[CancelTrigger], run: Run) -> list[str]:
+        """The subjects on which `open_cancels` stores, or has stored."""
+        return [
+            self._names.wait_for(name, match.token, match.values, run.run, step)
+            for step, name, match in _cancels(triggers, run)
+        ]
 
     async def look(self, subject: str) -> Met | None:
         """What has met the wait on this subject, if anything has; the leader's answer."""
@@ -208,6 +206,17 @@ class Waits:
     async def _last_entry(self, function: str, run: str) -> JournalEntry | None:
         stored = await self._bus.last(self._names.journal, self._names.journal_of(function, run))
         return None if stored is None else _read(JournalEntry, stored)
+
+
+def _cancels(triggers: Sequence[CancelTrigger], run: Run) -> Iterator[tuple[str, str, Match]]:
+    """Under which step a run waits for which event to cancel it, and what must match."""
+    data = data_of(run)
+    for number, trigger in enumerate(triggers):
+        values = {path: value_at(data, own) for path, own in trigger.match.items()}
+        if not any(
+            is_absent(value) for value in values.values()
+        ):  # no event can match what the run does not have
+            yield f"#cancel {number}", trigger.event, match_of(values)
 
 
 def _readable(stored: StoredMessage) -> Wait | None:

@@ -344,7 +344,7 @@ class StepResult:
     """A finished step in a folded journal: a `result`, here or as `object`, or the `error` it failed with for good.
 
     `target` is the event it waited for, or the function it invoked, as the run `child`; `tries` how often it failed
-    before, from `first` on, at last with `before`, whose traceback is left out.
+    before, from `first` on, at last with `before`, whose traceback is left out. `wait` is where it had waited.
     """
 
     kind: ClassVar[str] = "step_result"
@@ -360,6 +360,7 @@ class StepResult:
     tries: Count = 0
     first: Time | None = None
     before: Failure | None = None
+    wait: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -175,11 +175,15 @@ class Reader(Link):
 
         The leader names the last message, see `between` for the rest.
         """
-        last = await self.last(stream, subject)
-        if last is None:
-            return []
-        pages = self.between(stream, subject, 1, last.sequence)
-        return [message async for page in pages for message in page]
+        while True:
+            last = await self.last(stream, subject)
+            if last is None:
+                return []
+            pages = self.between(stream, subject, 1, last.sequence)
+            found = [message async for page in pages for message in page]
+            if found and found[-1].sequence == last.sequence:
+                return found
+            # Another message took the place of all of them meanwhile, or they were removed.
 
     async def between(
         self, stream: str, subject: str, first: int, last: int, *, size: int = MAX_MULTI

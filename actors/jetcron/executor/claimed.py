@@ -41,15 +41,14 @@ class Claimed:
     deadline: int | None = None
     """When it must have ended, epoch ms."""
     started: int | None = None
-    lost: bool = False
     ended: bool = False
     recording: set["asyncio.Task[int]"] = field(default_factory=set)
     tidying: set["asyncio.Task[None]"] = field(default_factory=set)
     executing: "asyncio.Task[Any] | None" = None
     interrupted: Signal | None = None
     """Why we cancelled its code, if we did."""
-    opening: set[str] = field(default_factory=set)
-    """Steps whose waits may be stored already, and are not journaled."""
+    opening: dict[str, str] = field(default_factory=dict)
+    """Where steps wait whose waits may be stored already, and are not journaled."""
     waits_on: list[OpenStep] = field(default_factory=list)
     """The steps all its branches wait on, once it is released."""
 
@@ -85,7 +84,7 @@ class Claimed:
 
     def check(self) -> None:
         """Raise `LeaseLost` when others may hold us for dead: what we would write may be refused, or worse."""
-        if self.lost or self.lease.expired(self.identity):
+        if self.lease.expired(self.identity):
             raise LeaseLost
 
     def check_running(self, step: str) -> None:

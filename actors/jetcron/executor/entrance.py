@@ -209,8 +209,8 @@ class Entrance:
 
     async def _forget_waits(self, claimed: Claimed) -> None:
         """It had begun to wait for what cancels it."""
-        if claimed.definition.cancel_on:
-            await self._waits.close(self._names.waits_of(claimed.run.run))
+        for subject in self._waits.cancels(claimed.definition.wire().cancel_on, claimed.run):
+            await self._waits.close(subject)
 
     async def _cancel(self, run: Run, standing: Standing) -> None:
         holder = standing.stored

@@ -23,10 +23,10 @@ from jetcron.history import about
 from jetcron.journal import most_inline
 from jetcron.lanes import Lanes, lane_for, waits_for_turn
 from jetcron.metrics import Metrics
-from jetcron.settings import Settings
+from jetcron.settings import Settings, variable_of
 from jetcron.waits import Waits
 from jetcron_protocol.codec import EncodeError, pack
-from jetcron_protocol.messages import Failure, JournalEntry, Run, data_of
+from jetcron_protocol.messages import About, Failure, JournalEntry, Run, data_of
 
 log = structlog.get_logger("jetcron.executor")
 
@@ -105,7 +105,10 @@ class Recorder:
         if result is not None:
             body = pack(result)
             if len(body) > self._settings.max_result:
-                raise PayloadTooLarge(len(body), self._settings.max_result)
+                raise EncodeError(
+                    f"run {claimed.run.run}: it takes {len(body)} bytes; allowed are {self._settings.max_result} "
+                    f"({variable_of('max_result')})"
+                )
             if len(body) > most_inline(self._bus, self._settings):
                 # Apart from what the run's steps left, which goes now; and under a name of our own: if we are
                 # frozen, and another has the run, we must not replace what it journals.
@@ -181,8 +184,6 @@ class Recorder:
                     # Its turn may have come while it was leaving: who ended then saw it not held yet.
                     await self._lanes.pass_on(run.function, lane)
             case "completed" | "failed" | "cancelled":
-                if last.entry == "failed":
-                    await self._bury(claimed, last)
                 about_ = last.about or about(run)
                 await self._endings.follow(
                     run.function,
@@ -191,8 +192,16 @@ class Recorder:
                     about_,
                     keep=self._keep(claimed, failed=True),
                     tell=self._told(),
-                    loose=bool(claimed.opening),
+                    loose=[*claimed.opening.values(), *self._cancels(claimed, about_)],
                 )
+                if last.entry == "failed":
+                    # At last: with its dead letter it can be begun again, beside nothing of this end.
+                    await self._bury(claimed, last)
+
+    def _cancels(self, claimed: Claimed, about_: About) -> list[str]:
+        """Where what cancels it is waited for, if its journal cannot tell: whoever made it stored that."""
+        triggers = claimed.definition.wire().cancel_on
+        return self._waits.cancels(triggers, claimed.run) if triggers and not about_.cancels else []
 
     async def _hold(self, run: Run, last: JournalEntry) -> None:
         at = last.next_at if last.next_at is not None else last.at

@@ -137,9 +137,12 @@ class Steps:
         """Why the run must fail, whatever its code makes of the error."""
 
     def close(self) -> None:
-        """The code has ended."""
+        """The code has ended. Branches that it left go no further: the next attempt has its own."""
         if self._keeping is not None:
             self._keeping.cancel()
+        for task in self._callers:
+            if task is not self._branches.main and not task.cancelling():
+                task.cancel()
 
     # What `context.Memory` asks for.
 
@@ -224,10 +227,13 @@ class Steps:
                 function=self._run.function, run=self._run.run, step=step, seen=self._events_had(name)
             )
             matched = match_of(match)
-            self._claimed.opening.add(step)
+            names = self._tools.bus.names
+            self._claimed.opening[step] = names.wait_for(
+                name, matched.token, matched.values, self._run.run, step
+            )
             subject = await self._surely(lambda: self._tools.waits.open(name, matched, wait, until=until))
             opened = await self._open(step, "wait", until=until, target=name, wait=subject)
-            self._claimed.opening.discard(step)
+            del self._claimed.opening[step]
         met = await self._until(opened)
         event = met.event if met is not None else None
         if event is not None and met is not None and met.object is not None:
