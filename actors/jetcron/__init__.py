@@ -18,13 +18,14 @@ from jetcron.errors import (
     StepError,
 )
 from jetcron.events import Event
-from jetcron.options import CancelOn, Cron, Retry
+from jetcron.options import CancelOn, CatchUp, Cron, Retry
 
 __version__ = "0.1.0"
 
 __all__ = [
     "App",
     "CancelOn",
+    "CatchUp",
     "Client",
     "ConfigurationError",
     "Context",

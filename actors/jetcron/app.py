@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from types import MappingProxyType
-from typing import Any, Final, Literal, Never, TypeVar
+from typing import Any, Final, Never, TypeVar
 
 from jetcron.errors import ConfigurationError
 from jetcron.options import (
@@ -21,9 +21,11 @@ from jetcron.options import (
     MAX_ATTEMPTS,
     MAX_CONCURRENCY,
     MILLISECOND,
+    OVERLAPS,
     YEAR,
     ZERO,
     CancelOn,
+    CatchUp,
     Cron,
     Duration,
     Retry,
@@ -37,7 +39,7 @@ from jetcron.options import (
 from jetcron.payload import PayloadReader, function_under
 from jetcron_protocol.codec import encode
 from jetcron_protocol.ids import digest
-from jetcron_protocol.messages import CancelTrigger, CatchUp, CronTrigger, Dst, Function
+from jetcron_protocol.messages import CancelTrigger, CatchUpPolicy, CronTrigger, Dst, Function, Overlap
 from jetcron_protocol.subjects import (
     HANDLER,
     InvalidName,
@@ -56,8 +58,8 @@ class _Unwritten(int):
 
 
 _RETRIES: Final = _Unwritten(4)
+_LATEST: Final = CatchUp("latest")
 _NAMES = Names()
-_NOT_YET: tuple[str, ...] = ("skip", "queue", "cancel_running")
 
 
 _UNWRITTEN: Final[Mapping[str, Any]] = {
@@ -99,7 +101,8 @@ class FunctionDefinition:
     timeout: timedelta | None = None
     concurrency: int | None = None
     jitter: timedelta | None = None
-    catch_up: CatchUp = "latest"
+    catch_up: CatchUp = _LATEST
+    overlap: Overlap = "allow"
     deadline: timedelta | None = None
     start_timeout: timedelta | None = None
     cancel_on: tuple[CancelOn, ...] = ()
@@ -123,7 +126,10 @@ class FunctionDefinition:
             on=list(self.on),
             concurrency=self.concurrency or 0,
             jitter=_milliseconds(self.jitter) or 0,
-            catch_up=self.catch_up,
+            catch_up=self.catch_up.policy,
+            catch_up_within=_milliseconds(self.catch_up.window),
+            catch_up_most=self.catch_up.most,
+            overlap=self.overlap,
             attempts=self.retry.attempts,
             timeout=_milliseconds(self.timeout),
             deadline=_milliseconds(self.deadline),
@@ -194,8 +200,8 @@ class App:
         timeout: Duration | None = None,
         concurrency: int | None = None,
         jitter: Duration | None = None,
-        catch_up: CatchUp = "latest",
-        overlap: Literal["allow"] = "allow",
+        catch_up: CatchUpPolicy | CatchUp = "latest",
+        overlap: Overlap = "allow",
         dst: Dst = "default",
         deadline: Duration | None = None,
         start_timeout: Duration | None = None,
@@ -214,9 +220,11 @@ class App:
         the runs at one time over all executors. `cancel_on` events cancel runs. `on_failure` is called with
         (ctx) or (ctx, failed) when a run has failed for good, in a run of its own, with retries; `failed` has
         ``function``, ``run``, ``error`` (``type``, ``message``), ``attempts`` and ``data``, that of the failed
-        run, or None if it is so large that it does not fit beside the rest. `jitter`, `catch_up`, `timezone` and
-        `dst` are for `cron`. `keep` is how long a finished run is remembered (an hour at least). Any `overlap` but
-        ``allow`` is not available in this version and refused.
+        run, or None if it is so large that it does not fit beside the rest. `jitter`, `catch_up`, `overlap`,
+        `timezone` and `dst` are for `cron`. `overlap` is what becomes of an occurrence whose time comes while the
+        one before it goes on, its waits and retries included: ``allow`` runs it too, ``skip`` leaves it out (the
+        ledger says so), ``queue`` lets it wait, ``cancel_running`` ends the other one. `keep` is how long a
+        finished run is remembered (an hour at least).
 
         The function takes `ctx`, or `ctx` and the event's data, validated if the second parameter is
         annotated. A run started by cron has no data: give such a parameter a default or a type that takes
@@ -308,15 +316,15 @@ def _failure_handler(
 def _define(
     full: str, handler: Callable[..., Any], written: dict[str, Any], scope: Mapping[str, Any]
 ) -> FunctionDefinition:
-    overlap = written["overlap"]
-    if isinstance(overlap, str) and overlap in _NOT_YET:
+    check_choice(full, "overlap", written["overlap"], OVERLAPS)
+    if written["overlap"] == "cancel_running" and written["concurrency"] == 1:
         raise ConfigurationError(
-            f"{full}: overlap={overlap!r} is not available in this version; allowed is 'allow'"
+            f"{full}: overlap='cancel_running' with concurrency=1: no executor takes a run while another one goes on, "
+            "so nothing would be cancelled; allowed is a concurrency of 2 or more, or none"
         )
-    check_choice(full, "overlap", overlap, ("allow",))
     check_timezone(full, written["timezone"])
     check_choice(full, "dst", written["dst"], DSTS)
-    check_choice(full, "catch_up", written["catch_up"], CATCH_UPS)
+    catch_up = _catch_up(full, written["catch_up"])
     cron = _crons(full, written)
     second = _second_parameter(full, handler)
     return FunctionDefinition(
@@ -333,7 +341,8 @@ def _define(
         if written["concurrency"] is None
         else check_int(full, "concurrency", written["concurrency"], 1, MAX_CONCURRENCY),
         jitter=_duration(full, "jitter", written, ZERO, DAY),
-        catch_up=written["catch_up"],
+        catch_up=catch_up,
+        overlap=written["overlap"],
         deadline=_duration(full, "deadline", written, MILLISECOND, 10 * YEAR),
         start_timeout=_duration(full, "start_timeout", written, MILLISECOND, YEAR),
         cancel_on=_cancel_on(full, written["cancel_on"]),
@@ -350,6 +359,12 @@ def _duration(
 ) -> timedelta | None:
     value = written[option]
     return None if value is None else check_duration(full, option, value, least, most)
+
+
+def _catch_up(full: str, value: object) -> CatchUp:
+    if isinstance(value, CatchUp):
+        return value
+    return CatchUp(check_choice(full, "catch_up", value, CATCH_UPS))  # type: ignore[arg-type]  # it is one of them
 
 
 def _retry(full: str, retries: object, retry: object) -> Retry:
@@ -372,6 +387,7 @@ def _crons(full: str, written: dict[str, Any]) -> tuple[Cron, ...]:
             ("timezone", "UTC"),
             ("dst", "default"),
             ("catch_up", "latest"),
+            ("overlap", "allow"),
             ("jitter", None),
         ):
             if written[option] != default:

@@ -5,13 +5,11 @@ registry: callers bring `now` and what they read, and carry the decision out. Ti
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from jetcron.cron import CronExpression, Window, parse
 from jetcron_protocol.ids import code_run_id, schedule_run_id, spread
-from jetcron_protocol.messages import Gap, Past, Run, Schedule, Tick
-
-MAX_CATCH_UP = 1000
-"""Most occurrences `catch_up="all"` runs after an outage: the newest."""
+from jetcron_protocol.messages import MAX_CATCH_UP, Gap, Past, Run, Schedule, Tick
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +102,7 @@ def make_run(schedule: Schedule, at: int) -> Run:
         scheduled_at=at,
         fire_at=at + spread(schedule.id, at, schedule.jitter),
         payload=schedule.payload,
+        overlap=None if schedule.overlap == "allow" else schedule.overlap,
     )
 
 
@@ -176,22 +175,31 @@ def _turn(
 
 
 def _catch_up(schedule: Schedule, tick: Tick, end: int | None, now: int) -> Turn:
-    """All occurrences from this one to now are one group; those that do not run are one gap."""
+    """All occurrences from this one to now are one group; those that do not run, the oldest, are one gap."""
     until = now if end is None else min(now, end)
-    wanted = {"latest": 1, "all": MAX_CATCH_UP, "skip": 0}[schedule.catch_up]
-    group = occurrences(schedule, tick.at - 1, until, wanted)
+    most = MAX_CATCH_UP if schedule.catch_up_most is None else schedule.catch_up_most
+    wanted = {"latest": 1, "all": most, "skip": 0}[schedule.catch_up]
+    group = young = occurrences(schedule, tick.at - 1, until, wanted)
+    if schedule.catch_up_within is not None:
+        young = occurrences(schedule, max(tick.at, now - schedule.catch_up_within) - 1, until, wanted)
     gap = None
-    left = group.count - len(group.newest)
+    left = group.count - len(young.newest)
     if left:
-        last = group.newest[0] - 1 if group.newest else until
         gap = Gap(
             schedule=tick.schedule,
             start=tick.at,
-            to=last,
+            to=young.newest[0] - 1 if young.newest else until,
             count=left,
-            reason="too_many" if schedule.catch_up == "all" else "catch_up",
+            reason=_why_left(schedule, young),
         )
-    return _turn(schedule, tick, end, runs=group.newest, after=max(now, tick.at), gap=gap)
+    return _turn(schedule, tick, end, runs=young.newest, after=max(now, tick.at), gap=gap)
+
+
+def _why_left(schedule: Schedule, young: Window) -> Literal["catch_up", "too_old", "too_many"]:
+    """Why the youngest of those that were left out does not run; `young` are those within the policy's window."""
+    if schedule.catch_up != "skip" and young.count == len(young.newest):
+        return "too_old"
+    return "too_many" if schedule.catch_up == "all" else "catch_up"
 
 
 def _hand_over(schedule: Schedule, tick: Tick, end: int | None, until: int) -> Turn:

@@ -26,6 +26,10 @@ def faults(command: SyncCommand) -> list[str]:
                 )
         except (CronError, InvalidName) as error:
             problems.append(f"{function.id}: {error}")
+        if function.overlap == "cancel_running" and function.concurrency == 1:
+            problems.append(
+                f"{function.id}: overlap='cancel_running' needs a concurrency of 2 or more, or none"
+            )
         if not function.id.startswith(f"{command.app}."):
             problems.append(f"{function.id} is not a function of the app {command.app!r}")
     return problems
@@ -84,6 +88,9 @@ def schedules(written: Sequence[Function], found: dict[str, Held[Function]]) -> 
                     dst=cron.dst,
                     jitter=function.jitter,
                     catch_up=function.catch_up,
+                    catch_up_within=function.catch_up_within,
+                    catch_up_most=function.catch_up_most,
+                    overlap=function.overlap,
                     state=_STATES[function.state],
                 )
             )

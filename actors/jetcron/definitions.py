@@ -17,6 +17,7 @@ from jetcron.options import (
     CATCH_UPS,
     DAY,
     DSTS,
+    OVERLAPS,
     YEAR,
     check_choice,
     check_cron,
@@ -25,7 +26,7 @@ from jetcron.options import (
     readable,
 )
 from jetcron_protocol.codec import EncodeError, pack
-from jetcron_protocol.messages import MAX_TIME, MIN_TIME, Schedule
+from jetcron_protocol.messages import MAX_CATCH_UP, MAX_TIME, MIN_TIME, Schedule
 from jetcron_protocol.subjects import InvalidName, Names, check_id
 
 T = TypeVar("T")
@@ -39,6 +40,8 @@ FIELDS = (
     "dst",
     "jitter",
     "catch_up",
+    "catch_up_within",
+    "catch_up_most",
     "overlap",
     "payload",
     "start",
@@ -49,10 +52,9 @@ FIELDS = (
 )
 """What the author of a schedule gives, beside its id."""
 WHEN = ("cron", "every", "at")
-NOT_YET: tuple[str, ...] = ("skip", "queue", "cancel_running")
-"""Values of `overlap` that this version does not have."""
 LEAST_EVERY = timedelta(seconds=1)
 MOST_EVERY = 10 * YEAR
+MOST_WITHIN = 10 * YEAR
 MAX_RUNS = 1_000_000_000
 MAX_TAGS = 32
 MAX_TAG = 100
@@ -121,6 +123,9 @@ class _Fields:
         self._check("timezone", lambda: check_timezone("", self._get("timezone")))
         self._check("dst", lambda: check_choice("", "dst", self._get("dst"), DSTS))
         self._check("catch_up", lambda: check_choice("", "catch_up", self._get("catch_up"), CATCH_UPS))
+        self._check("catch_up_within", lambda: self._span("catch_up_within", _MILLISECOND, MOST_WITHIN))
+        self._check("catch_up_most", lambda: self._number("catch_up_most", 1, MAX_CATCH_UP))
+        self._caught_up()
         self._check("executes", lambda: check_choice("", "executes", self._get("executes"), EXECUTES))
         self._check("overlap", lambda: check_overlap("", self._get("overlap")))
         self._check("jitter", lambda: self._span("jitter", timedelta(0), DAY))
@@ -224,6 +229,17 @@ class _Fields:
                 )
             self._raw["timezone"] = found
 
+    def _caught_up(self) -> None:
+        """Bounds on what is caught up, where anything is."""
+        policy = self._get("catch_up")
+        for name, with_ in (("catch_up_within", ("latest", "all")), ("catch_up_most", ("all",))):
+            if name in self._raw and not {name, "catch_up"} & self._faulty and policy not in with_:
+                allowed = " or ".join(with_)
+                self._fault(
+                    f"{name}={self._raw[name]!r} beside catch_up={policy!r} has no effect; it goes with {allowed}",
+                    name,
+                )
+
     def _order(self) -> None:
         start, end = self._raw.get("start"), self._raw.get("end")
         if {"start", "end"} & self._faulty or start is None or end is None:
@@ -242,12 +258,8 @@ class _Fields:
 
 
 def check_overlap(where: str, value: object) -> str:
-    """`value` if runs of one schedule may overlap so."""
-    if isinstance(value, str) and value in NOT_YET:
-        raise ConfigurationError(
-            f"{where}: overlap={value!r} is not available in this version; allowed is 'allow'"
-        )
-    return check_choice(where, "overlap", value, ("allow",))
+    """`value` if it is something that can become of occurrences that overlap."""
+    return check_choice(where, "overlap", value, OVERLAPS)
 
 
 def check_tags(value: object) -> None:

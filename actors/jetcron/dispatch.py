@@ -6,9 +6,9 @@ Owns which header and which message id goes with which message. Nothing is publi
 from collections.abc import Sequence
 from dataclasses import replace
 
-from jetcron.bus import SCHEDULE_NEXT, SCHEDULER, TTL, Delivery, Outgoing, hold, with_id
+from jetcron.bus import SCHEDULE_NEXT, SCHEDULER, TTL, Delivery, Outgoing, fenced, hold, with_id
 from jetcron_protocol.codec import EVENT_HEADER, encode
-from jetcron_protocol.ids import digest, gap_token, ulid
+from jetcron_protocol.ids import digest, gap_token, overlap_token, ulid
 from jetcron_protocol.messages import DeadLetter, Event, Gap, Run, SyncCommand, Tick
 from jetcron_protocol.subjects import Names
 
@@ -32,6 +32,11 @@ def held_tick(names: Names, tick: Tick, lead: int) -> Outgoing:
         tick.at - lead,
         encode(tick),
     )
+
+
+def is_quiet(run: Run) -> bool:
+    """Whether a run descends from one of Jetcron's own events: events that told of its end might go on for ever."""
+    return run.quiet or (run.event is not None and run.event.name.startswith(SYSTEM_EVENTS))
 
 
 def new_run(names: Names, run: Run, *, now: int, lead: int) -> Outgoing:
@@ -111,6 +116,18 @@ def gap(names: Names, gap_: Gap, function: str, keep: int) -> Outgoing:
     """A gap's journal entry: the same subject for the same start, kept `keep` seconds."""
     subject = names.journal_of(function, gap_token(gap_.schedule, gap_.start))
     return Outgoing(subject, encode(gap_), {TTL: f"{keep}s"})
+
+
+def left_out(names: Names, run: Run, keep: int) -> Outgoing:
+    """The gap of an occurrence that another one left no room: on a subject of its own, by which it is known.
+
+    `run` has a schedule and a time.
+    """
+    assert run.schedule is not None
+    assert run.scheduled_at is not None
+    gap_ = Gap(schedule=run.schedule, start=run.scheduled_at, to=run.scheduled_at, count=1, reason="overlap")
+    subject = names.journal_of(run.function, overlap_token(run.run))
+    return Outgoing(subject, encode(gap_), {TTL: f"{keep}s", **fenced(0)})
 
 
 def undecodable(names: Names, delivery: Delivery, letter: str, reason: str, now: int) -> Outgoing:

@@ -1,4 +1,4 @@
-"""What follows the end of a run, whoever ended it: its parent is woken, its waits are forgotten, others are told.
+"""What follows the end of a run, whoever ended it: its parent is woken, and who waits for its turn; others are told.
 
 Owns the part that needs no more than the last entry of the journal, from which it is repeated until the run's
 message is acknowledged: the same however often. If the process dies in between, whoever gets the message again
@@ -16,6 +16,7 @@ from jetcron.clock import Clock
 from jetcron.errors import TryAgain, Unconfirmed, WrongSequence
 from jetcron.history import History
 from jetcron.journal import RunJournal
+from jetcron.lanes import Lanes, lane_for
 from jetcron.settings import Settings
 from jetcron.waits import Waits
 from jetcron_protocol import messages
@@ -36,14 +37,23 @@ class Endings:
         self._clock = clock
         self._settings = settings
         self._waits = waits
+        self._lanes = Lanes(bus, waits)
         self._by = by
 
     async def follow(
-        self, function: str, run: str, last: JournalEntry, about: About, *, keep: int, tell: bool = True
+        self,
+        function: str,
+        run: str,
+        last: JournalEntry,
+        about: About,
+        *,
+        keep: int,
+        tell: bool = True,
+        loose: bool = False,
     ) -> None:
         """What the last entry of a run leads to; what is left of it lives `keep` seconds.
 
-        `tell`: by an event too, though it did not fail.
+        `tell`: by an event too, though it did not fail. `loose`: waits may be stored that its journal does not know.
         """
         if about.parent is not None and about.parent_function is not None and about.parent_step is not None:
             met = Met(
@@ -54,7 +64,10 @@ class Endings:
                 error=last.error,
             )
             await self._waits.child_ended(run, about.parent_function, about.parent, about.parent_step, met)
-        await self._forget_waits(run, last, about)
+        lane = lane_for(function, run, about)
+        if lane is not None:
+            await self._lanes.pass_on(function, lane)
+        await self._forget_waits(run, last, about, loose)
         await self._forget_objects(run, last, keep)
         if is_told(function, about):
             if last.entry == "failed":
@@ -62,8 +75,8 @@ class Endings:
             if tell:
                 await self._tell(dispatch.FUNCTION_FINISHED, function, run, last, about)
 
-    async def _forget_waits(self, run: str, last: JournalEntry, about: About) -> None:
-        if not last.attempts or any(attempt.outcome == "lost" for attempt in last.attempts):
+    async def _forget_waits(self, run: str, last: JournalEntry, about: About, loose: bool) -> None:
+        if loose or not last.attempts or any(attempt.outcome == "lost" for attempt in last.attempts):
             # Whoever made it may have stored what cancels it, and its process may have died between the journal and a
             # wait's own message: the names tell what stands.
             await self._waits.close(self._names.waits_of(run))
@@ -153,9 +166,9 @@ def handling_run(run: str, turn: int) -> str:
 
 
 def is_told(function: str, about: About) -> bool:
-    """Whether events tell of the run's end: those started by such an event, and handlers of failures, emit none."""
+    """Whether events tell of a run's end: handlers of failures emit none, nor what descends from such an event."""
     ours = about.event is not None and about.event.startswith(dispatch.SYSTEM_EVENTS)
-    return not ours and not function.endswith(HANDLER)
+    return not ours and not about.quiet and not function.endswith(HANDLER)
 
 
 def _event(name: str, function: str, run: str, last: JournalEntry, about: About) -> messages.Event:

@@ -91,6 +91,8 @@ class EventRouter:
         self._endings = Endings(bus, clock, settings, self._waits, by=self.name)
         self._triggers = Triggers()
         self._loading = asyncio.Lock()
+        self._meeting = asyncio.Lock()
+        """Batches meet waits one after another, in the order in which they came: the first event counts."""
 
     async def run(self) -> None:
         """Route events until told to stop."""
@@ -158,11 +160,12 @@ class EventRouter:
                 )
                 continue
             kind.append(one)
-        unmet = await self._apart(routed, lambda one: self._open_cancels(triggers, one))
-        waited = await self._waits.waited_for({one.event.name for one in routed})
-        meeting = [one for one in routed if one.event.name in waited]
-        for start in range(0, len(meeting), _MEETING):
-            unmet |= await self._meet(meeting[start : start + _MEETING])
+        async with self._meeting:
+            unmet = await self._apart(routed, lambda one: self._open_cancels(triggers, one))
+            waited = await self._waits.waited_for({one.event.name for one in routed})
+            meeting = [one for one in routed if one.event.name in waited]
+            for start in range(0, len(meeting), _MEETING):
+                unmet |= await self._meet(meeting[start : start + _MEETING])
         await self._process.hand_back([one.delivery for one in unmet])
         await self._store([one for one in routed if one not in unmet])
         await self._store(held)

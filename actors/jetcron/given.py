@@ -10,9 +10,9 @@ from typing import Any
 
 from jetcron.clock import from_ms, to_ms
 from jetcron.cron import CronError, parse_duration
-from jetcron.definitions import FIELDS, LEAST_EVERY, MOST_EVERY, Checked, check, definition
+from jetcron.definitions import FIELDS, LEAST_EVERY, MOST_EVERY, MOST_WITHIN, Checked, check, definition
 from jetcron.errors import ConfigurationError
-from jetcron.options import DAY, MILLISECOND, ZERO, check_duration, suggestion
+from jetcron.options import DAY, MILLISECOND, ZERO, CatchUp, check_duration, suggestion
 from jetcron_protocol.codec import EncodeError, pack, unpack
 from jetcron_protocol.messages import Schedule
 
@@ -45,7 +45,7 @@ def wire(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], set[str]
     raw: dict[str, Any] = {}
     faults: list[str] = []
     faulty: set[str] = set()
-    for name, value in values.items():
+    for name, value in _flat(values).items():
         if isinstance(value, Unchanged):
             continue
         try:
@@ -54,6 +54,19 @@ def wire(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], set[str]
             faults.append(str(error).removeprefix(": "))
             faulty.add(name)
     return raw, faults, faulty
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values, a `CatchUp` among them taken apart."""
+    flat = dict(values)
+    bounded = flat.get("catch_up")
+    if isinstance(bounded, CatchUp):
+        flat |= {
+            "catch_up": bounded.policy,
+            "catch_up_within": bounded.within,
+            "catch_up_most": bounded.most,
+        }
+    return flat
 
 
 def _converted(name: str, value: Any) -> Any:
@@ -66,6 +79,8 @@ def _converted(name: str, value: Any) -> Any:
             return _span(name, value, LEAST_EVERY, MOST_EVERY)
         case "jitter":
             return _span(name, value, ZERO, DAY)
+        case "catch_up_within":
+            return _span(name, value, MILLISECOND, MOST_WITHIN)
         case "at" | "start" | "end":
             return moment(name, value)
         case "tags":
@@ -115,7 +130,7 @@ def written(schedule: Schedule) -> dict[str, Any]:
     for name in _TIMES:
         if name in given:
             given[name] = from_ms(given[name]).isoformat().replace("+00:00", "Z")
-    for name in ("every", "jitter"):
+    for name in ("every", "jitter", "catch_up_within"):
         if name in given:
             given[name] = given[name] / 1000 if given[name] % 1000 else given[name] // 1000
     return {"id": schedule.id, **given}

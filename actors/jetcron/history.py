@@ -231,10 +231,12 @@ def about(run: Run, cancels: Sequence[str] = ()) -> About:
         fire_at=run.fire_at,
         schedule=run.schedule,
         scheduled_at=run.scheduled_at,
+        overlap=run.overlap,
         event=event.name if event else None,
         event_id=event.id if event else None,
         parent=run.parent,
         parent_function=run.parent_function,
         parent_step=run.parent_step,
+        quiet=run.quiet,
         cancels=list(cancels),
     )

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
-from jetcron.bus import LONGEST, ROLLUP, TTL, Bus, fenced
+from jetcron.bus import LONGEST, ROLLUP, TTL, Bus, Outgoing, fenced
 from jetcron.errors import NotFound, PayloadTooLarge, TryAgain
 from jetcron.history import FINISHED, History, finish, reopen, step
 from jetcron.settings import Settings
@@ -98,8 +98,10 @@ class RunJournal:
         self.history = await read_history(self._bus, self._subject)
         return self.history
 
-    async def append(self, entry: JournalEntry, *, most: int | None = None) -> int:
-        """Append; how many steps are done by then.
+    async def append(
+        self, entry: JournalEntry, *, most: int | None = None, beside: Outgoing | None = None
+    ) -> int:
+        """Append, and store `beside` in the same step or not at all; how many steps are done by then.
 
         Raises `WrongSequence` when somebody else wrote, `Unconfirmed` when nobody can tell, and `PayloadTooLarge`
         when the journal would have more than `most` bytes; then nothing is appended.
@@ -110,7 +112,11 @@ class RunJournal:
             if most is not None and size > most:
                 raise PayloadTooLarge(size, most)
             headers = fenced(self.history.sequence)
-            sequence = await self._bus.append(self._subject, body, headers, patience=self._patience)
+            if beside is None:
+                sequence = await self._bus.append(self._subject, body, headers, patience=self._patience)
+            else:
+                both = [beside, Outgoing(self._subject, body, headers)]
+                sequence = await self._bus.append_all(both, patience=self._patience)
             step(self.history, sequence, entry)
             self.history.size = size
             return len(self.history.steps)

@@ -15,7 +15,7 @@ from typing import get_args
 from jetcron.cron import CronError, parse
 from jetcron.cron.zones import check_zone
 from jetcron.errors import ConfigurationError
-from jetcron_protocol.messages import CatchUp, Dst
+from jetcron_protocol.messages import MAX_CATCH_UP, CatchUpPolicy, Dst, Overlap
 from jetcron_protocol.subjects import InvalidName, check_event_name
 
 Duration = float | timedelta
@@ -29,7 +29,8 @@ YEAR = timedelta(days=366)
 MAX_ATTEMPTS = 1_000
 """Each attempt is a line in its run's history, which is one message in the end."""
 MAX_CONCURRENCY = 1_000_000
-CATCH_UPS: tuple[str, ...] = get_args(CatchUp)
+CATCH_UPS: tuple[str, ...] = get_args(CatchUpPolicy)
+OVERLAPS: tuple[str, ...] = get_args(Overlap)
 DSTS: tuple[str, ...] = get_args(Dst)
 
 
@@ -88,6 +89,40 @@ class Retry:
         """The wait after attempt number `attempt` (0 first), jitter left out."""
         chosen = self.waits[min(attempt, len(self.waits) - 1)]
         return chosen if isinstance(chosen, timedelta) else timedelta(seconds=chosen)
+
+
+@dataclass(frozen=True, slots=True)
+class CatchUp:
+    """What becomes of occurrences that were missed: ``latest`` runs the newest, ``all`` each, ``skip`` none.
+
+    None older than `within`, in seconds or as a timedelta, when it is turned to; of ``all``, the `most` newest.
+    Those that do not run are in the ledger.
+    """
+
+    policy: CatchUpPolicy
+    within: Duration | None = field(default=None, kw_only=True)
+    most: int | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        where = f"CatchUp({self.policy!r})"
+        check_choice(where, "policy", self.policy, CATCH_UPS)
+        if self.within is not None:
+            if self.policy == "skip":
+                raise ConfigurationError(
+                    f"{where}: within={self.within!r} has no effect, for nothing runs; leave it out"
+                )
+            object.__setattr__(
+                self, "within", check_duration(where, "within", self.within, MILLISECOND, 10 * YEAR)
+            )
+        if self.most is not None:
+            if self.policy != "all":
+                raise ConfigurationError(f"{where}: most={self.most!r} is for 'all' alone; leave it out")
+            check_int(where, "most", self.most, 1, MAX_CATCH_UP)
+
+    @property
+    def window(self) -> timedelta | None:
+        """`within`, as a timedelta."""
+        return timedelta(seconds=self.within) if isinstance(self.within, int | float) else self.within
 
 
 @dataclass(frozen=True, slots=True)

@@ -224,8 +224,10 @@ class DeadLetters:
         now = self._bus.clock.now()
         # The id comes from the dead letter: replaying it twice, after a crash in between, is one run.
         id = ulid(letter.at, digest("replay", old.run, sequence))
-        # Whoever invoked the old run has had its outcome: it does not wait for this one's.
-        run = replace(old, run=manual_run_id(old.function, id), turn=0, fire_at=now, parent_step=None)
+        # Whoever invoked the old run has had its outcome: it does not wait for this one's. Nor is this one an
+        # occurrence of its schedule, that would wait for others or be left out: somebody wants it now.
+        new = manual_run_id(old.function, id)
+        run = replace(old, run=new, turn=0, fire_at=now, parent_step=None, overlap=None)
         message = dispatch.new_run(self._names, run, now=now, lead=self._bus.settings.lead_ms)
         await self._bus.store(message)
         return run.run

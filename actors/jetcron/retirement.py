@@ -54,6 +54,7 @@ class Retirement:
             log.warning("an archived function still has runs executing", function=function.id, runs=len(left))
         else:
             await self._bus.delete_consumer(self._names.work, self._names.run_consumer(function.id))
+            await self._bus.purge(self._names.journal, self._names.lanes_of(function.id))
 
     async def _cancelled(self, message: StoredMessage, function: Function) -> bool:
         """Whether the run behind this message has ended, journaled as cancelled if it had not; False: it runs."""

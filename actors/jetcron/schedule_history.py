@@ -19,7 +19,7 @@ from jetcron.runs import RunView
 from jetcron.runs import view as run_view
 from jetcron.schedule_views import last_entry
 from jetcron_protocol.codec import decode
-from jetcron_protocol.ids import gap_token
+from jetcron_protocol.ids import gap_token, overlap_token
 from jetcron_protocol.messages import Gap, JournalEntry, Past, Run, Schedule
 
 _READ = 400
@@ -204,7 +204,8 @@ async def _due(bus: Bus, id: str, missing: Sequence[_Occurrence]) -> _Changes:
 
 async def _told(bus: Bus, id: str, missing: Sequence[_Occurrence]) -> _Changes:
     """Those of which the ledger tells, in the entries that begin with one of them."""
-    gaps = await _gaps(bus, [_ledger(bus, id, one) for one in missing])
+    left = [bus.names.journal_of(one.run.function, overlap_token(one.run.run)) for one in missing]
+    gaps = await _gaps(bus, [*(_ledger(bus, id, one) for one in missing), *left])
     return {one.at: {"gap": gap} for one in missing if (gap := _covering(gaps, one.at)) is not None}
 
 

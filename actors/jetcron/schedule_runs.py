@@ -60,8 +60,9 @@ async def run_between(
         raise ConfigurationError(
             f"backfill: {found.count} occurrences of {id!r} lie between; allowed are {MAX_BACKFILL} at one time"
         )
-    # Its own id makes it the occurrence's run; its time is now, for an executor may wait for what is to come.
-    runs = [replace(make_run(schedule, at), fire_at=now) for at in found.newest]
+    # Its own id makes it the occurrence's run; its time is now, for an executor may wait for what is to come. It is
+    # wanted though others go on, and though it was left out before.
+    runs = [replace(make_run(schedule, at), fire_at=now, overlap=None) for at in found.newest]
     lead = bus.settings.lead_ms
     for first in range(0, len(runs), _AT_ONCE):
         some = runs[first : first + _AT_ONCE]

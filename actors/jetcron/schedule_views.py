@@ -50,6 +50,8 @@ class ScheduleView:
     dst: str
     jitter: timedelta
     catch_up: str
+    catch_up_within: timedelta | None
+    catch_up_most: int | None
     overlap: str
     executes: str
     payload: Any
@@ -109,6 +111,10 @@ def view(stored: StoredMessage, schedule: Schedule, *, now: int, at: int | None 
         dst=schedule.dst,
         jitter=schedule.jitter * MILLISECOND,
         catch_up=schedule.catch_up,
+        catch_up_within=(
+            None if schedule.catch_up_within is None else schedule.catch_up_within * MILLISECOND
+        ),
+        catch_up_most=schedule.catch_up_most,
         overlap=schedule.overlap,
         executes=schedule.executes,
         payload=schedule.payload,

@@ -12,7 +12,7 @@ from jetcron.errors import ConfigurationError, ScheduleRefused
 from jetcron.given import UNCHANGED, Unchanged, moment, wire
 from jetcron.handover import HandOver
 from jetcron.load import Load, empty
-from jetcron.options import YEAR, ZERO, Duration, check_choice, check_duration, check_int
+from jetcron.options import YEAR, ZERO, CatchUp, Duration, check_choice, check_duration, check_int
 from jetcron.runs import RunHandle
 from jetcron.schedule_checks import check_functions, checked_parts
 from jetcron.schedule_details import Details, details, upcoming
@@ -21,7 +21,7 @@ from jetcron.schedule_orders import InForce, Order, Part, Progress, named, submi
 from jetcron.schedule_plan import Plan, make_plan
 from jetcron.schedule_runs import run_between, run_now
 from jetcron.schedule_views import SHOWN, Filter, Page, ScheduleView, active, entry, page, view
-from jetcron_protocol.messages import CatchUp, Dst, Executes, ScheduleState
+from jetcron_protocol.messages import CatchUpPolicy, Dst, Executes, Overlap, ScheduleState
 
 WAIT = 5.0
 """Seconds one order is waited for."""
@@ -56,8 +56,10 @@ class Schedules(HandOver):
         payload: Any = None,
         dst: Dst = "default",
         jitter: Duration | str | None = None,
-        catch_up: CatchUp = "latest",
-        overlap: str = "allow",
+        catch_up: CatchUpPolicy | CatchUp = "latest",
+        catch_up_within: Duration | str | None = None,
+        catch_up_most: int | None = None,
+        overlap: Overlap = "allow",
         executes: Executes = "jetcron",
         start: Moment | None = None,
         end: Moment | None = None,
@@ -84,6 +86,8 @@ class Schedules(HandOver):
             "dst": dst,
             "jitter": jitter,
             "catch_up": catch_up,
+            "catch_up_within": catch_up_within,
+            "catch_up_most": catch_up_most,
             "overlap": overlap,
             "executes": executes,
             "start": start,
@@ -123,8 +127,10 @@ class Schedules(HandOver):
         payload: Any = UNCHANGED,
         dst: Dst | Unchanged = UNCHANGED,
         jitter: Duration | str | Unchanged | None = UNCHANGED,
-        catch_up: CatchUp | Unchanged = UNCHANGED,
-        overlap: str | Unchanged = UNCHANGED,
+        catch_up: CatchUpPolicy | CatchUp | Unchanged = UNCHANGED,
+        catch_up_within: Duration | str | Unchanged | None = UNCHANGED,
+        catch_up_most: int | Unchanged | None = UNCHANGED,
+        overlap: Overlap | Unchanged = UNCHANGED,
         executes: Executes | Unchanged = UNCHANGED,
         start: Moment | Unchanged | None = UNCHANGED,
         end: Moment | Unchanged | None = UNCHANGED,
@@ -149,6 +155,8 @@ class Schedules(HandOver):
             "dst": dst,
             "jitter": jitter,
             "catch_up": catch_up,
+            "catch_up_within": catch_up_within,
+            "catch_up_most": catch_up_most,
             "overlap": overlap,
             "executes": executes,
             "start": start,

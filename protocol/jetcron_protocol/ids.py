@@ -101,6 +101,16 @@ def gap_token(schedule: str, start: int) -> str:
     return f"gap-{digest('gap', schedule, start).hex()}"
 
 
+def overlap_token(run: str) -> str:
+    """The token under which it is journaled that this run was left out, for another one of its schedule went on."""
+    return f"gap-{digest('overlap', run).hex()}"
+
+
+def lane_of(function: str, schedule: str, scheduled_at: int, run: str) -> str:
+    """Which runs must not meet this one: those of its schedule; of triggers in code, those of its whole function."""
+    return function if run == code_run_id(function, scheduled_at) else schedule
+
+
 def hand_over_rank(schedule: str) -> int:
     """A number in ``[0, 10_000)``, always the same for one schedule: at 25 % Jetcron executes those below 2,500."""
     return int.from_bytes(digest("hand-over", schedule, size=8)) % 10_000

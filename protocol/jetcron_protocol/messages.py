@@ -35,7 +35,11 @@ Subject = Annotated[
 """Where an answer is published."""
 
 Trigger = Literal["cron", "event", "manual", "invoke"]
-CatchUp = Literal["latest", "all", "skip"]
+CatchUpPolicy = Literal["latest", "all", "skip"]
+Overlap = Literal["allow", "skip", "queue", "cancel_running"]
+MAX_CATCH_UP = 1000
+"""Most occurrences that run after an outage: the newest."""
+CatchUpMost = Annotated[int, Field(ge=1, le=MAX_CATCH_UP)]
 Dst = Literal["default", "skip", "both"]
 Executes = Literal["jetcron", "other"]
 """Who executes a schedule's occurrences: `other` is the scheduler it is taken over from."""
@@ -81,6 +85,8 @@ class Run:
 
     `scheduled_at` is the occurrence's own time; `fire_at` adds its jitter, or is that of a retry. Of a run
     another one started, `parent` and `parent_function` say which; `parent_step`, where it waits for the outcome.
+    `overlap`, of an occurrence, is what its schedule does when the one before it still goes on; None is ``allow``.
+    `quiet`: no event tells of its end, for it descends from one that did of another's.
     """
 
     kind: ClassVar[str] = "run"
@@ -94,9 +100,11 @@ class Run:
     event: Event | None = None
     events: list[Event] | None = None
     payload: Any = None
+    overlap: Overlap | None = None
     parent: Token | None = None
     parent_function: FunctionId | None = None
     parent_step: str | None = None
+    quiet: bool = False
 
 
 def data_of(run: Run) -> Any:
@@ -110,7 +118,8 @@ class Schedule:
 
     In force in (`armed_from`, the next revision's `armed_from`]. `origin` says whether code declared it
     (its runs are then named by function and time alone) or it was created as data. `command` is the
-    sequence of the sync command that wrote it, `by` who gave it.
+    sequence of the sync command that wrote it, `by` who gave it. Of what was missed, `catch_up` runs nothing older
+    than `catch_up_within`, and ``all`` no more than the `catch_up_most` newest.
 
     With `max_runs`, `end` is the time of the last occurrence it leaves, or `end_given`, its author's own, if that
     is earlier; `counted` are the occurrences before this revision.
@@ -126,8 +135,10 @@ class Schedule:
     timezone: str = "UTC"
     dst: Dst = "default"
     jitter: Duration = 0
-    catch_up: CatchUp = "latest"
-    overlap: Literal["allow"] = "allow"
+    catch_up: CatchUpPolicy = "latest"
+    catch_up_within: Duration | None = None
+    catch_up_most: CatchUpMost | None = None
+    overlap: Overlap = "allow"
     state: ScheduleState = "active"
     payload: Any = None
     start: Time | None = None
@@ -186,7 +197,10 @@ class Function:
     on: list[str] = field(default_factory=list)
     concurrency: Count = 0
     jitter: Duration = 0
-    catch_up: CatchUp = "latest"
+    catch_up: CatchUpPolicy = "latest"
+    catch_up_within: Duration | None = None
+    catch_up_most: CatchUpMost | None = None
+    overlap: Overlap = "allow"
     attempts: Count = 5
     timeout: Duration | None = None
     deadline: Duration | None = None
@@ -285,11 +299,13 @@ class About:
     fire_at: Time
     schedule: Name | None = None
     scheduled_at: Time | None = None
+    overlap: Overlap | None = None
     event: str | None = None
     event_id: str | None = None
     parent: Token | None = None
     parent_function: FunctionId | None = None
     parent_step: str | None = None
+    quiet: bool = False
     cancels: list[str] = field(default_factory=list)
 
 
@@ -476,15 +492,35 @@ class Cancelled:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Lane:
+    """Where the runs of one schedule go one at a time: `run`, the last one that went in, has it until it has ended.
+
+    `message` is the sequence of the message through which that run was claimed last; `queue` are the runs
+    that wait for their turn, by the times of their occurrences, which their ids begin with.
+    """
+
+    kind: ClassVar[str] = "lane"
+    function: FunctionId
+    lane: Name
+    run: Token
+    message: Count
+    queue: list[Token] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Gap:
-    """Occurrences in [`start`, `to`] that did not run, and why. Where a run exists too, the run counts."""
+    """Occurrences in [`start`, `to`] that did not run, and why. Where a run exists too, the run counts.
+
+    ``catch_up``: missed, and the policy runs others or none; ``too_old``, ``too_many``: missed, and outside its
+    window or beyond its cap; ``unknown_history``: nobody can tell; ``overlap``: another one went on, see `Lane`.
+    """
 
     kind: ClassVar[str] = "gap"
     schedule: Name
     start: Time
     to: Time
     count: Count
-    reason: Literal["catch_up", "too_many", "unknown_history", "handed_over"]
+    reason: Literal["catch_up", "too_old", "too_many", "unknown_history", "overlap", "handed_over"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -545,6 +581,7 @@ Message = (
     | Wait
     | WaitPaths
     | Cancelled
+    | Lane
     | Gap
     | ExecutorEntry
     | Sweep

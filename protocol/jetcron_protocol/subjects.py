@@ -407,6 +407,20 @@ class Names:
         """A filter for everything a run waits for."""
         return f"{self.namespace}.wait.*.*.*.{run}.*"
 
+    @property
+    def lane_all(self) -> str:
+        return f"{self.namespace}.lane.>"
+
+    def lane(self, function: str, lane: str) -> str:
+        """Where it stands which run has a lane of this function, and which wait for it."""
+        app, name = split_function(function)
+        return f"{self.namespace}.lane.{escape(app)}.{escape(name)}.{_bounded(lane)}"
+
+    def lanes_of(self, function: str) -> str:
+        """A filter for the lanes of a function."""
+        app, name = split_function(function)
+        return f"{self.namespace}.lane.{escape(app)}.{escape(name)}.*"
+
     def parse_journal(self, subject: str) -> tuple[str, str]:
         """Function id and run (or ``gap-…``) of a journal subject."""
         match subject.split("."):

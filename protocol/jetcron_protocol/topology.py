@@ -89,7 +89,7 @@ def streams(names: Names, limits: Limits = Limits()) -> list[dict[str, Any]]:
         | {
             "name": names.journal,
             "description": "Jetcron: the history of each run. No max age: a run may sleep for a year.",
-            "subjects": [names.journal_all, names.wait_all],
+            "subjects": [names.journal_all, names.wait_all, names.lane_all],
             "retention": "limits",
             "max_msgs_per_subject": -1,
             "allow_msg_ttl": True,

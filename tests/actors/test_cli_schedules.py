@@ -88,9 +88,9 @@ async def test_create_show_update_and_the_states(stack: Stack) -> None:
 
 async def test_every_fault_is_told(stack: Stack) -> None:
     said = await refused(
-        1, "create", "x", "reports.absent", "--cron", "61 * * * *", "--overlap", "queue", "--end", "soon"
+        1, "create", "x", "reports.absent", "--cron", "61 * * * *", "--catch-up-most", "5", "--end", "soon"
     )
-    for text in ("reports.absent", "61", "overlap='queue'", "end='soon'"):
+    for text in ("reports.absent", "61", "catch_up_most=5", "end='soon'"):
         assert text in said
     assert "nothing is to change" in await refused(2, "update", "x")
     assert "given too" in await refused(2, "update", "x", "--end", "2031-01-01T00:00:00Z", "--clear", "end")

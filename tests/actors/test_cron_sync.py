@@ -93,6 +93,21 @@ async def test_a_new_app_gets_entries_first_ticks_and_consumers(stack: Stack) ->
     assert decode(AppEntry, entry.payload).functions == ["app.f", "app.g"]
 
 
+async def test_schedules_have_the_policies_of_their_function(stack: Stack) -> None:
+    await register(
+        stack, "one", replace(F, overlap="queue", catch_up="all", catch_up_within=60_000, catch_up_most=5)
+    )
+    found, _ = await schedule(stack, "app.f")
+    assert (found.overlap, found.catch_up, found.catch_up_within, found.catch_up_most) == (
+        "queue",
+        "all",
+        60_000,
+        5,
+    )
+    reply = await register(stack, "two", replace(F, overlap="cancel_running", concurrency=1))
+    assert reply.errors == ["app.f: overlap='cancel_running' needs a concurrency of 2 or more, or none"]
+
+
 async def test_the_same_definitions_again_write_nothing(stack: Stack) -> None:
     await register(stack, "one", F, G)
     before = await last_sequence(stack)

@@ -200,6 +200,29 @@ async def test_late_occurrences_are_one_group(
         assert ran == 0 or gap.to < newest
 
 
+async def test_missed_occurrences_outside_the_window_or_beyond_the_cap_are_in_the_ledger(
+    stack: Stack,
+) -> None:
+    now = stack.clock.now()
+    newest = now // HOUR * HOUR
+    window, cap = {"catch_up_within": 3 * HOUR + MINUTE, "catch_up": "all"}, {"catch_up_most": 2}
+    for id, more in {"app.f": window, "app.g": window | cap}.items():
+        revision = await put(stack, hourly(id, function=id, **more))
+        await due(stack, id, revision, newest - 9 * HOUR)
+    await turn(stack, 2)
+    assert [(run.function, run.scheduled_at) for run in await runs(stack) if run.function == "app.g"] == [
+        ("app.g", newest - HOUR),
+        ("app.g", newest),
+    ]
+    ran = [run.scheduled_at for run in await runs(stack) if run.function == "app.f"]
+    assert ran[-3:] == [newest - n * HOUR for n in (2, 1, 0)]
+    found = {gap.schedule: (gap.start, gap.count, gap.reason) for gap in await gaps(stack)}
+    assert found == {
+        "app.f": (newest - 9 * HOUR, 10 - len(ran), "too_old"),
+        "app.g": (newest - 9 * HOUR, 8, "too_many"),
+    }
+
+
 async def test_at_most_a_thousand_missed_occurrences_are_caught_up(stack: Stack) -> None:
     now = stack.clock.now()
     newest = now // MINUTE * MINUTE

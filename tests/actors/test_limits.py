@@ -11,6 +11,7 @@ import pytest_asyncio
 from jetcron import Context, StepError
 from jetcron.events import Event
 from jetcron.runs import RunHandle
+from tests.support.faults import Wait
 from tests.support.nats_server import NatsServer
 from tests.support.stack import PATIENCE, until
 from tests.support.stage import AWAY, HERE, Calls, Stage, stage_of
@@ -60,6 +61,16 @@ async def test_a_run_has_so_many_steps(stage: Stage, calls: Calls, caught: bool)
     assert failed.type.endswith("LimitExceeded")
     assert f"run {handle.id}, step 'step#11': a run may have 10 steps (JETCRON_MAX_STEPS)" in failed.message
     assert calls.made == list(range(10)), "not one more is called, nor is it tried again"
+
+
+async def test_steps_side_by_side_count_before_they_are_done(stage: Stage, calls: Calls) -> None:
+    async def code(ctx: Context, _: Any) -> Any:
+        await asyncio.gather(*(ctx.step.run(f"s{number}", calls.note, number) for number in range(30)))
+
+    handle = await stage.play(code)
+    failed = await stage.failure_of(handle)
+    assert "step 's10': a run may have 10 steps" in failed.message
+    assert sorted(calls.made) == list(range(10))
 
 
 async def test_steps_that_wait_count_and_ten_may_be_replayed(stage: Stage, calls: Calls) -> None:
@@ -165,6 +176,27 @@ async def test_a_history_has_so_many_bytes(stage: Stage) -> None:
     assert f"run {handle.id}, step 's6': its history would take" in failed.message
     assert "allowed are 65536 (JETCRON_MAX_JOURNAL)" in failed.message
     assert len((await handle.history()).steps) == 6
+
+
+async def test_a_step_that_is_given_up_while_others_are_recorded_may_be_too_large(stage: Stage) -> None:
+    """It waits for its turn to be appended, a time-out of the code's own ends it, and then it turns out too large."""
+    reached, go = asyncio.Event(), asyncio.Event()
+
+    async def code(ctx: Context, _: Any) -> str:
+        for number in range(5):
+            await ctx.step.run(f"s{number}", of_size, 9 * KIB)
+        stage.executors[AWAY].bus.arm(Wait(reached, go), on=".journal.")
+        first = asyncio.create_task(ctx.step.run("first", of_size, 9 * KIB))
+        await reached.wait()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(ctx.step.run("second", of_size, 9 * KIB), 0.01)
+        go.set()
+        await first
+        return "done"
+
+    handle = await stage.play(code)
+    assert await handle.result(PATIENCE) == "done"
+    assert "second" not in (await handle.history()).steps
 
 
 async def test_data_of_an_invoke_has_so_many_bytes(stage: Stage) -> None:

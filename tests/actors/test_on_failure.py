@@ -114,6 +114,36 @@ async def test_a_handler_s_own_failure_triggers_nothing(shared_nats: NatsServer)
         }
 
 
+async def test_what_a_hearer_invokes_tells_nothing_either(shared_nats: NatsServer) -> None:
+    """It hears of failures and calls a function that fails: it must not hear of that."""
+    app, calls = App("descend"), Calls()
+
+    @app.function(retries=0)
+    async def fails(ctx: Context) -> None:
+        raise ValueError("first")
+
+    @app.function(retries=0)
+    async def notify(ctx: Context, depth: int) -> None:
+        if depth:
+            await ctx.step.invoke("deeper", "descend.notify", depth - 1)
+        raise ValueError("cannot be reached")
+
+    @app.function(on="jetcron.function.failed", retries=0)
+    async def hears(ctx: Context, data: dict[str, Any]) -> None:
+        await ctx.step.run("hear", calls.note, data["function"])
+        await ctx.step.invoke("notify", "descend.notify", 1)
+
+    async with house(shared_nats, app, "event-router") as h:
+        await h.failure("fails")
+        await h.stack.journal.wait("failed", 4)
+        await quiet(h)
+        assert calls.made == ["descend.fails"]
+        await h.failure("notify", 0)
+        await until(lambda: len(calls.made) == 2, what="told of one that nobody's event started")
+        await quiet(h)
+        assert calls.made == ["descend.fails", "descend.notify"]
+
+
 async def test_ends_of_every_kind_are_told_where_somebody_listens(shared_nats: NatsServer) -> None:
     app, calls = App("told"), Calls()
 

@@ -15,7 +15,7 @@ from jetcron.clock import from_ms, to_ms
 from jetcron.cycle import make_run
 from jetcron.errors import NotFound
 from jetcron_protocol.codec import encode
-from jetcron_protocol.ids import code_run_id, schedule_run_id
+from jetcron_protocol.ids import code_run_id, overlap_token, schedule_run_id
 from jetcron_protocol.messages import Gap, Past, Schedule
 from tests.support.command_line import acall
 from tests.support.nats_server import NatsServer
@@ -188,6 +188,21 @@ async def test_a_gap_that_began_long_before_what_is_shown_is_found(stack: Stack,
     assert [(one.outcome, one.gap and one.gap.count) for one in found] == [("not run", 1_201)] * 3
     found = await client.schedules.history(lived.id, limit=1_300)
     assert [one.gap and one.gap.reason for one in found] == ["catch_up"] * 1_201 + ["too_many"] * 99
+
+
+async def test_what_is_left_out_while_another_goes_on_is_told(stack: Stack, client: Client) -> None:
+    lived = Lived(stack)
+    revision = lived.revision(2, overlap="skip")
+    await lived.write(revision)
+    run = make_run(revision, lived.at(1)).run
+    gap = Gap(schedule=lived.id, start=lived.at(1), to=lived.at(1), count=1, reason="overlap")
+    subject = stack.names.journal_of(FUNCTION, overlap_token(run))
+    await stack.bus.publish(subject, encode(gap))
+    found = await client.schedules.history(lived.id)
+    assert [(one.outcome, one.gap and one.gap.reason) for one in found] == [
+        ("not remembered", None),
+        ("not run", "overlap"),
+    ]
 
 
 async def test_a_run_counts_where_the_ledger_has_a_gap_too(stack: Stack, client: Client) -> None:

@@ -129,7 +129,7 @@ async def test_cron_sync_refuses_what_others_send_with_every_fault_and_keeps_it(
         stack,
         "schedules.create",
         schedules=[
-            {"id": "a", "function": "reports.send", "every": 10, "end": 1, "start": 2, "overlap": "skip"},
+            {"id": "a", "function": "reports.send", "every": 10, "end": 1, "start": 2, "overlap": "perhaps"},
             {"id": "b", "function": "reports.absent", "cron": "0 9 * * *"},
             {"id": "c", "function": "reports.send", "cron": "0 9 * * *"},
             7,
@@ -141,7 +141,7 @@ async def test_cron_sync_refuses_what_others_send_with_every_fault_and_keeps_it(
     assert reply.revisions == {}
     (letter,) = await stack.dead()
     assert letter.letter == "sync"
-    for said in ("every=10", "before start", "overlap='skip'", "reports.absent", "'#4'"):
+    for said in ("every=10", "before start", "overlap='perhaps'", "reports.absent", "'#4'"):
         assert said in letter.reason
     assert await stack.bus.entry(stack.names.schedule_key("c")) is None
     assert (await command(stack, "schedules.pause", items=["c"], by="a\nb")).errors

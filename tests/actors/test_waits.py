@@ -12,6 +12,7 @@ from jetcron import Context
 from jetcron.clock import from_ms
 from jetcron.errors import ConfigurationError
 from jetcron.events import Event
+from tests.support.faults import LoseAnswer
 from tests.support.nats_server import NatsServer
 from tests.support.stack import PATIENCE, until
 from tests.support.stage import AWAY, HERE, Stage, all_of, outcomes, stage_of
@@ -261,6 +262,29 @@ async def test_the_event_that_started_a_run_does_not_meet_its_wait(stage: Stage)
     await stage.send(Event("waits.start", {"code": -1, "data": 2}))
     (ended,) = await stage.entries("completed", run=runs[0])
     assert ended.entry.result == {"code": -1, "data": 2}
+
+
+async def test_a_wait_that_was_being_stored_when_its_run_ended_is_forgotten_too(stage: Stage) -> None:
+    """Stored, its answer lost: the journal does not know it."""
+    bus = stage.executors[AWAY].bus
+    names = stage.stack.names
+
+    async def code(ctx: Context, _: Any) -> None:
+        bus.writes.clear()
+        bus.arm(LoseAnswer(), on=f".{ctx.run_id}.")
+
+        async def bad() -> None:
+            await until(lambda: any(f".{ctx.run_id}." in write for write in bus.writes))
+            raise ValueError("beside the wait")
+
+        await asyncio.gather(ctx.step.wait_for_event("wait", "loose", timeout=600), bad())
+
+    handle = await stage.play(code)
+    await stage.failure_of(handle)
+    assert (await handle.history()).waits == {}
+    await stage.stack.settled(names.work, names.run_consumer(handle.function))
+    await asyncio.sleep(0.3)  # the time after which it would be stored again
+    assert await stage.stack.stored(names.journal, names.waits_of(handle.id)) == []
 
 
 async def test_waits_leave_nothing_behind(stage: Stage) -> None:

@@ -145,8 +145,7 @@ async def test_next_prints_what_is_shown(folder: Path) -> None:
 
 def test_what_is_not_there_yet_is_not_there() -> None:
     """The sentence that says so must go when it is no longer true."""
-    from jetcron import App, ConfigurationError
+    import jetcron
 
-    assert "Not there yet: `overlap` other than" in README.read_text()
-    with pytest.raises(ConfigurationError):
-        App("a").function(cron="@daily", overlap="skip")(lambda ctx: None)  # type: ignore[arg-type]
+    assert "Not there yet: a dashboard." in README.read_text()
+    assert not (Path(jetcron.__file__).parent / "dashboard").exists()

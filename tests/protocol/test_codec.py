@@ -64,6 +64,7 @@ ALIASES: dict[Any, st.SearchStrategy[Any]] = {
     ),
     messages.Token: st.from_regex(r"[A-Za-z0-9_-]{1,26}", fullmatch=True),
     messages.Subject: st.just("_INBOX.a.b"),
+    messages.CatchUpMost: st.integers(1, messages.MAX_CATCH_UP),
     typing.get_type_hints(Schedule, include_extras=True)["every"]: st.none() | st.integers(1, MAX_TIME),
     Any: data,
     str: texts,

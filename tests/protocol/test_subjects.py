@@ -230,6 +230,7 @@ def test_no_name_of_allowed_ids_is_too_long_for_the_server(one: str, other: str)
         names.later_due(event),
         names.dead_letter("event", event, other),
         names.sync(one),
+        names.lane("app.f", one),
     ]
     for subject in subjects:
         assert len(subject) <= MAX_SUBJECT

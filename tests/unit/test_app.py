@@ -16,7 +16,7 @@ from uuid import UUID
 import pytest
 from pydantic import BaseModel, field_validator, model_validator
 
-from jetcron import App, CancelOn, ConfigurationError, Context, Cron, PayloadInvalid, Retry
+from jetcron import App, CancelOn, CatchUp, ConfigurationError, Context, Cron, PayloadInvalid, Retry
 from jetcron.app import FunctionDefinition
 from jetcron.cron import CronExpression, parse
 from jetcron_protocol.messages import CancelTrigger, CronTrigger, Function
@@ -124,7 +124,8 @@ def test_durations_are_kept_as_timedeltas_and_travel_as_milliseconds() -> None:
         keep=3_600,
         concurrency=7,
         retries=2,
-        catch_up="all",
+        catch_up=CatchUp("all", within=timedelta(hours=2), most=5),
+        overlap="queue",
     )
     assert definition.timeout == timedelta(milliseconds=250)
     assert definition.jitter == timedelta(minutes=5)
@@ -136,6 +137,9 @@ def test_durations_are_kept_as_timedeltas_and_travel_as_milliseconds() -> None:
         concurrency=7,
         jitter=300_000,
         catch_up="all",
+        catch_up_within=7_200_000,
+        catch_up_most=5,
+        overlap="queue",
         attempts=3,
         timeout=250,
         keep=3_600_000,
@@ -220,6 +224,10 @@ def test_the_hash_knows_every_function_and_option() -> None:
         hashed("a", cron="@daily", timezone="Asia/Tokyo"),
         hashed("a", cron="@daily", dst="skip"),
         hashed("a", cron="@daily", catch_up="skip"),
+        hashed("a", cron="@daily", catch_up="all"),
+        hashed("a", cron="@daily", catch_up=CatchUp("all", within=60)),
+        hashed("a", cron="@daily", catch_up=CatchUp("all", most=60)),
+        hashed("a", cron="@daily", overlap="skip"),
         hashed("a", cron="@daily", jitter=1),
         hashed("a", on="x"),
         hashed("a", retries=1),
@@ -329,13 +337,21 @@ def test_a_description_is_not_in_the_hash() -> None:
         ({"concurrency": 1.0}, "concurrency=1.0; allowed are whole numbers from 1 to 1000000"),
         ({"cron": "@daily", "jitter": -1}, f"jitter=-1; {DURATION} 0 s to 1 day"),
         ({"keep": 3_599}, f"keep=3599; {DURATION} 1 hour to 3660 days"),
-        ({"overlap": "skip"}, "overlap='skip' is not available in this version; allowed is 'allow'"),
-        ({"overlap": "queue"}, "overlap='queue' is not available in this version; allowed is 'allow'"),
+        ({"overlap": "skip"}, "overlap='skip' without cron= has no effect; leave it out"),
         (
-            {"overlap": "cancel_running"},
-            "overlap='cancel_running' is not available in this version; allowed is 'allow'",
+            {"overlap": "que"},
+            "overlap='que'; allowed are 'allow', 'skip', 'queue', 'cancel_running'; did you mean 'queue'?",
         ),
-        ({"overlap": "alow"}, "overlap='alow'; allowed is 'allow'; did you mean 'allow'?"),
+        (
+            {"cron": "@daily", "overlap": "cancel_running", "concurrency": 1},
+            "overlap='cancel_running' with concurrency=1: no executor takes a run while another one goes on, so "
+            "nothing would be cancelled; allowed is a concurrency of 2 or more, or none",
+        ),
+        (
+            {"catch_up": CatchUp("all", within=60)},
+            "catch_up=CatchUp(policy='all', within=datetime.timedelta(seconds=60), most=None) without cron= has no "
+            "effect; leave it out",
+        ),
         ({"deadline": 0}, f"deadline=0; {DURATION} 0.001 s to 3660 days"),
         ({"start_timeout": "1h"}, f"start_timeout='1h'; {DURATION} 0.001 s to 366 days"),
         ({"cancel_on": []}, f"cancel_on=[]; {CANCEL_ON}"),

@@ -1,12 +1,12 @@
 """A run's timeline, from histories made by hand: its rows, and how they look."""
 
 import json
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from rich.text import Text
 
-from jetcron.cli import follow, output
+from jetcron.cli import follow, output, runs
 from jetcron.cli.one_run import page, shortened
 from jetcron.cli.run_facts import child_runs
 from jetcron.cli.run_json import brief, whole
@@ -14,7 +14,7 @@ from jetcron.cli.timeline import Row, timeline
 from jetcron.endings import handling_run
 from jetcron.history import finish, fold, reopen
 from jetcron.runs import RunView, view
-from jetcron_protocol.messages import About, Failure, JournalEntry, ObjectRef
+from jetcron_protocol.messages import About, Failure, Gap, JournalEntry, ObjectRef
 
 RUN = "01M80JVRDMGNAY21PG4JVE9DHC"
 CHILD = "01M80JVRDMBN5P1DCZEH4R5VMK"
@@ -426,6 +426,16 @@ def test_a_queued_run(at: int, said: str) -> None:
     assert "" not in lines, "nothing has happened yet"
 
 
+def test_a_run_that_waits_for_its_turn() -> None:
+    found = run(entry("waiting", 5, about=ABOUT, next_at=60 * SECOND, on=["#lane"]))
+    assert drawn(found)[1] == "status   waiting for its turn, another one of its schedule goes on"
+    assert runs._note(found) == "its turn, another one of its schedule goes on"
+
+
+def test_the_ledger_has_words_for_every_reason() -> None:
+    assert set(runs._WHY) == set(get_args(get_type_hints(Gap)["reason"]))
+
+
 def test_a_run_that_was_cancelled_before_anybody_took_it() -> None:
     found = run(entry("cancelled", 5, executor="client"), ended=True)
     assert body(drawn(found)) == ["    +0ms  ⊘ cancelled                     by client"]
@@ -651,6 +661,10 @@ def test_json_has_everything_under_stable_keys() -> None:
         (
             entry("waiting", 1, next_at=SECOND, on=["a", "b", "c", "d", "e"]),
             "○ shop.checkout  R  waiting  until 2030-03-17 17:46:41Z, on a, b, c and 2 more",
+        ),
+        (
+            entry("waiting", 1, next_at=SECOND, on=["#lane"]),
+            "○ shop.checkout  R  waiting  for its turn",
         ),
         (
             entry("retrying", 1, next_at=SECOND, error=NO_FUNDS),

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jetcron.clock import to_ms
+from jetcron.clock import from_ms, to_ms
+from jetcron.cron import fire_times
 from jetcron.cycle import (
     MAX_CATCH_UP,
     Entry,
@@ -270,6 +271,90 @@ def test_every_occurrence_runs_or_is_counted_in_the_gap_or_comes_next(
     assert len({run.run for run in turn.runs}) == len(turn.runs)
     if turn.gap is not None:
         assert not [run for run in turn.runs if turn.gap.start <= (run.scheduled_at or 0) <= turn.gap.to]
+
+
+ZONES = ["UTC", "Europe/Prague", "America/New_York", "Australia/Lord_Howe", "Pacific/Apia"]
+EXPRESSIONS = ["30 2 * * *", "*/20 * * * *", "15 1-3 * * *", "0 0 * * SUN", "45 */2 * * *", "0 30 1 * * *"]
+AROUND = [  # changes of a clock, by an hour, by half an hour, by a day
+    datetime(2031, 3, 30, 1, tzinfo=UTC),
+    datetime(2031, 10, 26, 1, tzinfo=UTC),
+    datetime(2031, 3, 9, 7, tzinfo=UTC),
+    datetime(2031, 11, 2, 6, tzinfo=UTC),
+    datetime(2031, 4, 5, 15, tzinfo=UTC),
+    datetime(2011, 12, 30, 10, tzinfo=UTC),
+]
+
+
+@given(
+    st.sampled_from(EXPRESSIONS),
+    st.sampled_from(ZONES),
+    st.sampled_from(["default", "skip", "both"]),
+    st.sampled_from(["latest", "all", "skip"]),
+    st.sampled_from(AROUND),
+    st.integers(-2 * DAY, HOUR),
+    st.integers(MINUTE + 1, 3 * DAY),
+    st.none() | st.integers(1, 3 * DAY),
+    st.none() | st.integers(1, 12),
+    st.none() | st.integers(0, 2 * DAY),
+)
+def test_catch_up_is_what_counting_by_hand_finds_across_changes_of_the_clock(
+    expression: str,
+    zone: str,
+    dst: Any,
+    policy: Any,
+    change: datetime,
+    before: int,
+    down: int,
+    within: int | None,
+    most: int | None,
+    end: int | None,
+) -> None:
+    """Down from some time on for `down` ms: which run, which are in the ledger and why, which comes next."""
+    start = to_ms(change) + before
+    (first, *_) = _by_hand(expression, zone, dst, start, 1)
+    now = first + down
+    all_ = _by_hand(expression, zone, dst, start, 400)
+    assert all_[-1] > now + DAY, "enough of them"
+    schedule = Schedule(
+        id="app.f",
+        function="app.f",
+        cron=expression,
+        timezone=zone,
+        dst=dst,
+        catch_up=policy,
+        catch_up_within=within,
+        catch_up_most=most,
+        end=None if end is None else first + end,
+    )
+    due = [at for at in all_ if at <= now and (schedule.end is None or at <= schedule.end)]
+    young = [at for at in due if within is None or at >= now - within]
+    run = {"latest": young[-1:], "all": young[-(most or MAX_CATCH_UP) :], "skip": []}[policy]
+    left = [at for at in due if at not in run]
+
+    turn = turned(schedule, first, now=now)
+
+    assert times(turn) == run
+    if not left:
+        assert turn.gap is None
+    else:
+        assert turn.gap is not None
+        assert (turn.gap.start, turn.gap.count) == (first, len(left))
+        assert left[-1] <= turn.gap.to
+        assert not [at for at in run if at <= turn.gap.to]
+        if policy == "skip":
+            why = "catch_up"
+        elif left[-1] not in young:
+            why = "too_old"
+        else:
+            why = "too_many" if policy == "all" else "catch_up"
+        assert turn.gap.reason == why
+    later = [at for at in all_ if at > now and (schedule.end is None or at <= schedule.end)]
+    assert (turn.next.at if turn.next else None) == (later[0] if later else None)
+
+
+def _by_hand(expression: str, zone: str, dst: Any, after: int, count: int) -> list[int]:
+    found = fire_times(expression, timezone=zone, after=from_ms(after), count=count, dst=dst, seed="app.f")
+    return [to_ms(at) for at in found]
 
 
 # Arming.

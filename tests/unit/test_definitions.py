@@ -12,6 +12,7 @@ from jetcron.clock import to_ms
 from jetcron.cycle import next_occurrence
 from jetcron.definitions import FIELDS, MAX_PAYLOAD, MAX_TAGS, check, definition
 from jetcron.given import checked, wire, written
+from jetcron.options import CatchUp
 from jetcron_protocol.codec import decode, encode
 from jetcron_protocol.messages import Schedule
 
@@ -119,11 +120,7 @@ CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "too much jitter": ({"jitter": 90_000}, ["jitter=90000", "1 day"]),
     "unknown executor": ({"executes": "celery"}, ["executes='celery'", "jetcron", "other"]),
     "unknown catch-up": ({"catch_up": "some"}, ["catch_up='some'", "latest"]),
-    "overlap that is not there yet": (
-        {"overlap": "queue"},
-        ["overlap='queue'", "not available in this version"],
-    ),
-    "unknown overlap": ({"overlap": "perhaps"}, ["overlap='perhaps'"]),
+    "unknown overlap": ({"overlap": "perhaps"}, ["overlap='perhaps'", "cancel_running"]),
     "an end before the start": (
         {"start": "2031-01-01T00:00:00Z", "end": "2030-06-01T00:00:00Z"},
         ["end=2030-06-01T00:00:00Z", "before start=2031-01-01T00:00:00Z"],
@@ -164,7 +161,7 @@ def test_every_field_at_fault_is_named_at_once() -> None:
         "dst": "never",
         "jitter": -1,
         "catch_up": 5,
-        "overlap": "queue",
+        "overlap": "perhaps",
         "payload": {1, 2},
         "start": "then",
         "end": "later",
@@ -237,3 +234,17 @@ def test_a_schedule_survives_being_written_to_a_file(values: dict[str, Any]) -> 
     assert check(again, now=NOW).schedule == first.schedule
     assert definition(first.schedule).keys() <= set(FIELDS)
     assert first.schedule.at is not None or next_occurrence(first.schedule, NOW) is not None
+
+
+def test_bounds_on_what_is_caught_up() -> None:
+    bounded = sound(catch_up=CatchUp("all", within=timedelta(hours=2), most=50))
+    assert (bounded.catch_up, bounded.catch_up_within, bounded.catch_up_most) == ("all", 7_200_000, 50)
+    assert sound(catch_up="all", catch_up_within="2h", catch_up_most=50) == bounded
+    assert checked(written(bounded), now=NOW)[1].schedule == bounded
+    raw, *_ = wire({"catch_up": CatchUp("latest")})
+    assert raw == {"catch_up": "latest", "catch_up_within": None, "catch_up_most": None}, (
+        "an update takes them away"
+    )
+    useless = faults(catch_up="skip", catch_up_within=60, catch_up_most=5)
+    assert [fault.split("=")[0] for fault in useless] == ["catch_up_within", "catch_up_most"]
+    assert len(faults(catch_up="all", catch_up_within=0, catch_up_most=1_001)) == 2

@@ -3,8 +3,9 @@
 import pytest
 
 from jetcron import dispatch
+from jetcron.cycle import make_run
 from jetcron_protocol.codec import decode
-from jetcron_protocol.messages import Event, Gap, Run, SyncCommand, Tick
+from jetcron_protocol.messages import Event, Gap, Run, Schedule, SyncCommand, Tick
 from jetcron_protocol.subjects import Names
 
 NAMES = Names("ns")
@@ -65,6 +66,16 @@ def test_a_gap_has_one_subject_for_its_start_and_a_time_to_live() -> None:
     longer = dispatch.gap(NAMES, Gap(schedule="s", start=5, to=99, count=3, reason="catch_up"), "app.f", 1)
     assert message.subject == longer.subject
     assert message.headers == {"Nats-TTL": "3600s"}
+
+
+def test_what_is_left_out_has_a_subject_of_its_own_written_once() -> None:
+    """Beside a gap of the same schedule from the same time, which may be replaced by a longer one."""
+    run = make_run(Schedule(id="app.f", function="app.f", cron="@daily", overlap="skip"), AT)
+    message = dispatch.left_out(NAMES, run, 3_600)
+    gap = Gap(schedule="app.f", start=AT, to=AT, count=1, reason="overlap")
+    assert decode(Gap, message.payload) == gap
+    assert message.subject != dispatch.gap(NAMES, gap, "app.f", 3_600).subject
+    assert message.headers == {"Nats-TTL": "3600s", "Nats-Expected-Last-Subject-Sequence": "0"}
 
 
 @pytest.mark.parametrize("lead", [500, 2_000])

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from jetcron import ConfigurationError, Cron, Retry
+from jetcron import CatchUp, ConfigurationError, Cron, Retry
 from jetcron.options import check_duration, readable, suggestion
 
 DURATIONS = "allowed are seconds or a timedelta, from 0 s to 366 days"
@@ -149,3 +149,39 @@ def test_a_suggestion_is_made_only_when_one_is_near() -> None:
     assert suggestion("retrys", ("retry", "timeout")) == "; did you mean 'retry'?"
     assert suggestion("UTC+1", ("Etc/GMT-1",)) == ""
     assert suggestion(7, ("retry",)) == ""
+
+
+def test_a_catch_up_keeps_its_window_as_a_timedelta() -> None:
+    catch_up = CatchUp("all", within=90, most=5)
+    assert (catch_up.policy, catch_up.window, catch_up.most) == ("all", timedelta(seconds=90), 5)
+    assert CatchUp("latest", within=timedelta(hours=1)).window == timedelta(hours=1)
+    assert (CatchUp("skip").window, CatchUp("skip").most) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "text"),
+    [
+        (
+            ["newest"],
+            {},
+            "CatchUp('newest'): policy='newest'; allowed are 'latest', 'all', 'skip'",
+        ),
+        (
+            ["all"],
+            {"within": 0},
+            "CatchUp('all'): within=0; allowed are seconds or a timedelta, from 0.001 s to 3660 days",
+        ),
+        (["all"], {"most": 0}, "CatchUp('all'): most=0; allowed are whole numbers from 1 to 1000"),
+        (["all"], {"most": 1001}, "CatchUp('all'): most=1001; allowed are whole numbers from 1 to 1000"),
+        (["latest"], {"most": 5}, "CatchUp('latest'): most=5 is for 'all' alone; leave it out"),
+        (
+            ["skip"],
+            {"within": 60},
+            "CatchUp('skip'): within=60 has no effect, for nothing runs; leave it out",
+        ),
+    ],
+)
+def test_a_catch_up_that_cannot_be(arguments: list[Any], options: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        CatchUp(*arguments, **options)
+    assert str(raised.value) == text

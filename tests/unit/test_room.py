@@ -91,6 +91,20 @@ async def test_waiting_for_a_time_gives_back_the_credit_while_there_are_places()
                 await task
 
 
+async def test_who_only_waits_for_a_time_is_not_taken_for_one_that_starts() -> None:
+    async with room(1) as r:
+        await r.until(0, most=1)
+        await r.until(CLOCK.now() + 50, most=1)
+        assert r._starting == 0
+        await asyncio.wait_for(r.let_others_start(), 1)
+        waits = asyncio.create_task(r.until(CLOCK.now() + 600_000, most=600))
+        await asyncio.sleep(0)
+        waits.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waits
+        assert r._starting == 0
+
+
 async def test_nobody_wakes_early_and_all_wake_in_order() -> None:
     async with room(100) as r:
         now = CLOCK.now()

@@ -246,11 +246,16 @@ class Publisher(Reader):
         Without an answer it is repeated for `patience` seconds, then `Unconfirmed`. Refused, it is ours all the
         same if the last message holds these very bytes; else `WrongSequence`.
         """
+        return await self.append_all([Outgoing(subject, payload, headers)], patience=patience)
+
+    async def append_all(self, messages: Sequence[Outgoing], *, patience: float = 30.0) -> int:
+        """`append` several messages, all or none of them; the last one is what they are known by."""
+        subject, payload = messages[-1].subject, messages[-1].payload
         deadline = self.clock.monotonic() + patience
         pauses = _pauses()
         while True:
             try:
-                return (await self.publish(subject, payload, headers)).sequence
+                return await self.publish_atomic(messages)
             except WrongSequence:
                 mine = await self._is_last(subject, payload, deadline)
                 if mine is None:

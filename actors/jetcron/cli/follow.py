@@ -6,6 +6,7 @@ from typing import Any
 from jetcron.cli import output
 from jetcron.cli.run_facts import cancelled_by, line_of, step_shown
 from jetcron.clock import from_ms
+from jetcron.lanes import waits_for_turn
 from jetcron.logs import local_time
 from jetcron_protocol.messages import JournalEntry
 
@@ -89,6 +90,8 @@ def _notes(entry: JournalEntry) -> Iterator[str]:
                 yield output.span(entry.at - entry.started)
             if entry.op == "wait" and entry.result is None and entry.object is None:
                 yield "none came"
+        case "waiting" if waits_for_turn(entry):
+            yield "for its turn"
         case "waiting":
             yield f"until {output.shown(entry.next_at)}, on {output.escape(_some(entry.on or []))}"
         case "retrying":

@@ -148,6 +148,9 @@ def _plain(function: Function, now: int) -> dict[str, Any]:
         "jitter_ms": function.jitter or None,
         "keep_ms": function.keep,
         "catch_up": function.catch_up,
+        "catch_up_within_ms": function.catch_up_within,
+        "catch_up_most": function.catch_up_most,
+        "overlap": function.overlap,
     }
 
 

@@ -14,6 +14,7 @@ from jetcron.cli import output
 from jetcron.cli.run_facts import began, lateness, step_shown, trigger
 from jetcron.cli.timeline import Row, timeline
 from jetcron.history import FINISHED
+from jetcron.lanes import waits_for_turn
 from jetcron.runs import RunView
 from jetcron_protocol.messages import Failure
 
@@ -124,6 +125,8 @@ def _standing(run: RunView, now: int) -> str:
             return f" until {output.ahead(about.fire_at, now)}"
         return ", no executor has taken it yet"
     match run.status:
+        case "waiting" if waits_for_turn(last):
+            return " for its turn, another one of its schedule goes on"
         case "running" if start is not None:
             return f" for {output.span(max(now - start, 0))}" if start <= now else ", held until it is due"
         case "waiting" | "retrying" if last.next_at is not None:

@@ -16,14 +16,17 @@ from jetcron.cli.run_json import brief, whole
 from jetcron.client import Client
 from jetcron.clock import SystemClock
 from jetcron.errors import ConfigurationError, RunNotFound
+from jetcron.lanes import waits_for_turn
 from jetcron.runs import GapView, RunView
 from jetcron_protocol.messages import Gap
 
 _WHY = {
     "catch_up": "missed, and catch_up left it out",
+    "too_old": "missed, and older than catch_up lets run",
     "too_many": "missed, with more than catch_up='all' runs",
     "handed_over": "left to the other scheduler, which executes it",
     "unknown_history": "so long ago that nobody can tell whether it ran",
+    "overlap": "another one of its schedule went on, and overlap left it out",
 }
 
 app = typer.Typer(no_args_is_help=True, help="Runs: those whose journal stands.")
@@ -241,6 +244,8 @@ def _note(run: RunView) -> str:
     """What it waits for, or the error."""
     last = run.history.last
     match run.status:
+        case "waiting" if last is not None and waits_for_turn(last):
+            return "its turn, another one of its schedule goes on"
         case "waiting" if last is not None:
             steps = [run.history.waits[one] for one in last.on or [] if one in run.history.waits]
             first = waits_for(min(steps, key=lambda one: one.until)) if steps else ""

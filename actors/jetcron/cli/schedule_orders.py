@@ -35,7 +35,17 @@ CatchUp = Annotated[
     Literal["latest", "all", "skip"] | None,
     typer.Option("--catch-up", help="What was missed: latest, all, skip."),
 ]
-Overlap = Annotated[str | None, typer.Option("--overlap", help="'allow' is all there is in this version.")]
+CatchUpWithin = Annotated[
+    str | None,
+    typer.Option("--catch-up-within", metavar="DURATION", help="Nothing missed longer ago runs."),
+]
+CatchUpMost = Annotated[
+    int | None, typer.Option("--catch-up-most", metavar="N", help="Of all that was missed, the newest N.")
+]
+Overlap = Annotated[
+    Literal["allow", "skip", "queue", "cancel_running"] | None,
+    typer.Option("--overlap", help="While the one before goes on: allow, skip, queue, cancel_running."),
+]
 Start = Annotated[str | None, typer.Option("--start", metavar="ISO", help="Not before this time.")]
 End = Annotated[str | None, typer.Option("--end", metavar="ISO", help="Not after this time.")]
 MaxRuns = Annotated[int | None, typer.Option("--max-runs", metavar="N", help="At most so many occurrences.")]
@@ -51,6 +61,8 @@ class Field(enum.StrEnum):
 
     payload = "payload"
     jitter = "jitter"
+    catch_up_within = "catch_up_within"
+    catch_up_most = "catch_up_most"
     start = "start"
     end = "end"
     max_runs = "max_runs"
@@ -74,6 +86,8 @@ def create(
     dst: DstRule = None,
     jitter: Jitter = None,
     catch_up: CatchUp = None,
+    catch_up_within: CatchUpWithin = None,
+    catch_up_most: CatchUpMost = None,
     overlap: Overlap = None,
     start: Start = None,
     end: End = None,
@@ -84,7 +98,21 @@ def create(
 ) -> None:
     """Create a schedule: one of --cron, --every and --at."""
     given = _given(
-        cron, every, at, timezone, payload, dst, jitter, catch_up, overlap, start, end, max_runs, tag
+        cron=cron,
+        every=every,
+        at=at,
+        timezone=timezone,
+        payload=payload,
+        dst=dst,
+        jitter=jitter,
+        catch_up=catch_up,
+        catch_up_within=catch_up_within,
+        catch_up_most=catch_up_most,
+        overlap=overlap,
+        start=start,
+        end=end,
+        max_runs=max_runs,
+        tag=tag,
     )
 
     async def work(client: Client) -> Sequence[InForce]:
@@ -106,6 +134,8 @@ def update(
     dst: DstRule = None,
     jitter: Jitter = None,
     catch_up: CatchUp = None,
+    catch_up_within: CatchUpWithin = None,
+    catch_up_most: CatchUpMost = None,
     overlap: Overlap = None,
     start: Start = None,
     end: End = None,
@@ -118,7 +148,21 @@ def update(
 ) -> None:
     """Change what is given, and leave the rest. In force 2.5 s later."""
     given = _given(
-        cron, every, at, timezone, payload, dst, jitter, catch_up, overlap, start, end, max_runs, tag
+        cron=cron,
+        every=every,
+        at=at,
+        timezone=timezone,
+        payload=payload,
+        dst=dst,
+        jitter=jitter,
+        catch_up=catch_up,
+        catch_up_within=catch_up_within,
+        catch_up_most=catch_up_most,
+        overlap=overlap,
+        start=start,
+        end=end,
+        max_runs=max_runs,
+        tag=tag,
     )
     if function is not None:
         given["function"] = function
@@ -186,37 +230,9 @@ def backfill(
     output.say(f"{len(found):,} occurrences of {output.escape(id)}; those that ran before run no more")
 
 
-def _given(
-    cron: str | None,
-    every: str | None,
-    at: str | None,
-    timezone: str | None,
-    payload: str | None,
-    dst: str | None,
-    jitter: str | None,
-    catch_up: str | None,
-    overlap: str | None,
-    start: str | None,
-    end: str | None,
-    max_runs: int | None,
-    tag: list[str] | None,
-) -> dict[str, Any]:
+def _given(*, payload: str | None, tag: list[str] | None, **options: Any) -> dict[str, Any]:
     """The arguments of `create` and `update` for the options that are given."""
-    options = {
-        "cron": cron,
-        "every": every,
-        "at": at,
-        "timezone": timezone,
-        "dst": dst,
-        "jitter": jitter,
-        "catch_up": catch_up,
-        "overlap": overlap,
-        "start": start,
-        "end": end,
-        "max_runs": max_runs,
-        "tags": tag,
-    }
-    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    given = {name: value for name, value in (options | {"tags": tag}).items() if value is not None}
     if payload is not None:
         given["payload"] = parsed(payload)
     return given

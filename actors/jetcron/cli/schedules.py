@@ -114,6 +114,8 @@ def plain(one: ScheduleView) -> dict[str, Any]:
         "dst": one.dst,
         "jitter": one.jitter.total_seconds() or None,
         "catch_up": one.catch_up,
+        "catch_up_within": one.catch_up_within.total_seconds() if one.catch_up_within is not None else None,
+        "catch_up_most": one.catch_up_most,
         "overlap": one.overlap,
         "executes": one.executes,
         "payload": one.payload,

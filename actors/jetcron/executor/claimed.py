@@ -4,6 +4,7 @@ Owns the attempt's view of its own journal. Who lost the run, or whose code has 
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,6 +48,8 @@ class Claimed:
     executing: "asyncio.Task[Any] | None" = None
     interrupted: Signal | None = None
     """Why we cancelled its code, if we did."""
+    opening: set[str] = field(default_factory=set)
+    """Steps whose waits may be stored already, and are not journaled."""
     waits_on: list[OpenStep] = field(default_factory=list)
     """The steps all its branches wait on, once it is released."""
 
@@ -139,6 +142,7 @@ class Claimed:
         """
         self.ended = True
         for append in self.recording:
-            await append
+            with contextlib.suppress(PayloadTooLarge):  # nothing was appended
+                await append
         for tidying in self.tidying:
             await tidying

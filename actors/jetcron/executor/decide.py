@@ -39,9 +39,10 @@ class Acknowledge:
 
 @dataclass(frozen=True, slots=True)
 class HandBack:
-    """Not now: deliver it again later. Never acknowledge."""
+    """Not now: deliver it again later, `soon` if what it waits for is a matter of moments. Never acknowledge."""
 
     reason: str
+    soon: bool = False
 
 
 @dataclass(frozen=True, slots=True)

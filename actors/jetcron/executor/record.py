@@ -21,6 +21,7 @@ from jetcron.executor.claimed import Claimed
 from jetcron.executor.invoke import Outcome, Raised, Returned, Waiting, describe
 from jetcron.history import about
 from jetcron.journal import most_inline
+from jetcron.lanes import Lanes, lane_for, waits_for_turn
 from jetcron.metrics import Metrics
 from jetcron.settings import Settings
 from jetcron.waits import Waits
@@ -56,6 +57,7 @@ class Recorder:
         self._told = told
         self._waits = waits
         self._endings = Endings(bus, clock, settings, waits, by="executor")
+        self._lanes = Lanes(bus, waits)
         self._bus = bus
         self._names = bus.names
         self._clock = clock
@@ -169,6 +171,10 @@ class Recorder:
                 if await self._any_met(claimed):
                     now = self._clock.now()
                     await self._bus.store(dispatch.woken(self._names, run, turn=last.turn + 1, now=now))
+                lane = lane_for(run.function, run.run, run)
+                if lane is not None and waits_for_turn(last):
+                    # Its turn may have come while it was leaving: who ended then saw it not held yet.
+                    await self._lanes.pass_on(run.function, lane)
             case "completed" | "failed" | "cancelled":
                 if last.entry == "failed":
                     await self._bury(claimed, last)
@@ -180,6 +186,7 @@ class Recorder:
                     about_,
                     keep=self._keep(claimed, failed=True),
                     tell=self._told(),
+                    loose=bool(claimed.opening),
                 )
 
     async def _hold(self, run: Run, last: JournalEntry) -> None:

@@ -92,6 +92,11 @@ class Room:
                 self._places += 1
                 self._free -= 1
 
+    async def until(self, fire_at: int, *, most: float) -> None:
+        """As `wait_until`, for whoever has something to find out first and is not to be waited for."""
+        await self.wait_until(fire_at, most=most)
+        self._starting -= 1
+
     async def ring(self) -> None:
         """Wake the waiting runs at their times, all that are due at once. Until cancelled."""
         while True:

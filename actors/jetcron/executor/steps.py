@@ -115,6 +115,8 @@ class Steps:
         self._history = claimed.journal.history
         self._order = {id: order for order, id in enumerate(self._history.steps)}
         self._unreached = {*self._history.steps, *self._history.waits}
+        self._known = set(self._unreached)
+        """The run's steps, those included that run and are in no journal yet."""
         self._nested = {id for id in self._unreached if _WITHIN in id}
         self._used: defaultdict[str | None, Counter[str]] = defaultdict(Counter)
         """How often each id was used, in the function and in each of its steps that runs."""
@@ -216,8 +218,10 @@ class Steps:
                 function=self._run.function, run=self._run.run, step=step, seen=self._events_had(name)
             )
             matched = match_of(match)
+            self._claimed.opening.add(step)
             subject = await self._surely(lambda: self._tools.waits.open(name, matched, wait, until=until))
             opened = await self._open(step, "wait", until=until, target=name, wait=subject)
+            self._claimed.opening.discard(step)
         met = await self._until(opened)
         event = met.event if met is not None else None
         if event is not None and met is not None and met.object is not None:
@@ -310,13 +314,14 @@ class Steps:
             if step not in self._history.waits:
                 if not self._branches.owed:
                     self._unreached.clear()  # where no attempt has been before
-                if len(self._history.steps) + len(self._history.waits) >= self._settings.max_steps:
+                if len(self._known) >= self._settings.max_steps:
                     self._break(
                         LimitExceeded(
                             f"run {self._run.run}, step {step!r}: a run may have {self._settings.max_steps} steps "
                             f"({variable_of('max_steps')}); start other functions for parts of it"
                         )
                     )
+                self._known.add(step)
             return None
         self._same_kind(step, done, op, target)
         await self._branches.turn(self._order[step])
@@ -425,6 +430,8 @@ class Steps:
         """Do what may be repeated until the server answers; `LeaseLost` when the run may be another's by then."""
         while True:
             self._claimed.check()
+            if self._claimed.ended:
+                raise NonRetriableError("the run has ended; await every step before you return")
             try:
                 return await call()
             except TryAgain as error:
@@ -499,6 +506,7 @@ class Steps:
             parent=self._run.run,
             parent_function=self._run.function,
             parent_step=step,
+            quiet=dispatch.is_quiet(self._run),
         )
         size, most = len(self._message(run).payload), self._tools.bus.max_body
         if size > most:
@@ -549,7 +557,7 @@ class Steps:
         future: asyncio.Future[Met | None] = asyncio.get_running_loop().create_future()
         self._waiting[task] = _Waiting(opened, future)
         self._changed.set()
-        if self._keeping is None:
+        if self._keeping is None or self._keeping.done():
             self._keeping = asyncio.create_task(self._keep(), context=OUTSIDE.copy())
         try:
             met: Met | None = await self._branches.standing(future)

@@ -18,12 +18,14 @@ from jetcron.errors import LeaseLost, RunCancelled, TryAgain, WrongSequence
 from jetcron.executor.attempt import Attempts, deadline_exceeded
 from jetcron.executor.claimed import Claimed
 from jetcron.executor.decide import Acknowledge, Ask, Claim, FollowUp, GiveUp, HandBack, Verdict, decide
+from jetcron.executor.entrance import Entrance
 from jetcron.executor.invoke import describe
 from jetcron.executor.lease import Identity, Lease
 from jetcron.executor.record import Recorder
 from jetcron.executor.room import Room
 from jetcron.executor.steps import Tools
 from jetcron.journal import RunJournal
+from jetcron.lanes import lane_for
 from jetcron.metrics import Metrics
 from jetcron.options import MILLISECOND
 from jetcron.settings import Settings
@@ -34,6 +36,7 @@ from jetcron_protocol.messages import Failure, JournalEntry, Run
 log = structlog.get_logger("jetcron.executor")
 
 HAND_BACK_SECONDS = 5.0
+SOON_SECONDS = 0.5
 _CLOCK_SLACK_MS = 1000
 
 
@@ -66,6 +69,7 @@ class Worker:
         # Repeating an append past our own lease is of no use: by then the run may be another's.
         self._patience = settings.executor_ttl
         self._recorder = Recorder(bus, clock, settings, metrics, self._waits, told=told)
+        self._entrance = Entrance(bus, clock, settings, metrics, self._waits, patience=self._patience)
 
     async def handle(self, definition: FunctionDefinition, delivery: Delivery, identity: Identity) -> None:
         """Claim, hold, execute, record, acknowledge. Returns with the run's credit still taken.
@@ -148,7 +152,9 @@ class Worker:
             finally:
                 self._room.leave()
         finally:
-            del self._in_hand[run.run]
+            # Not ours any more if we lost it, and took it again under a new id while this was being unwound.
+            if self._in_hand.get(run.run) is claimed:
+                del self._in_hand[run.run]
         if claimed.recording:
             await claimed.settle()
         claimed.ended = True
@@ -164,20 +170,27 @@ class Worker:
         """Make the run ours, or settle its message; None when there is nothing to execute."""
         journal = RunJournal(self._bus, run.function, run.run, patience=self._patience)
         claimed = Claimed(definition, run, delivery, journal, identity, self._lease, self._clock)
+        if run.turn == 0 and lane_for(run.function, run.run, run) is not None:
+            # What goes on at its time decides, not what does when it comes: that is earlier.
+            await self._room.until(run.fire_at, most=self._longest_hold(run, delivery))
         if run.turn > 0 or delivery.delivered > 1:
             await self._read(claimed)
         while True:
             try:
-                match await self._verdict(claimed):
-                    case Claim(attempt=attempt, lost=lost):
-                        claimed.check()  # a claim of the dead would only be lost again
-                        if await self._too_late(claimed):
-                            await delivery.ack()
-                            return None
-                        cancels = await self._open_cancels(claimed)
-                        await journal.append(claimed.claim_entry(attempt, lost, cancels))
+                verdict: Verdict | None = await self._verdict(claimed)
+                if isinstance(verdict, Claim):
+                    claimed.check()  # a claim of the dead would only be lost again
+                    if await self._too_late(claimed):
+                        await delivery.ack()
+                        return None
+                    cancels = await self._open_cancels(claimed)
+                    verdict = await self._entrance.enter(
+                        claimed, claimed.claim_entry(verdict.attempt, verdict.lost, cancels)
+                    )
+                    if verdict is None:
                         identity.runs.add(run.run)
                         return claimed
+                match verdict:
                     case GiveUp(lost=lost):
                         failure = Failure(
                             type="ProcessDied", message=f"the process executing it died {lost} times in a row"
@@ -193,9 +206,9 @@ class Worker:
                         log.debug("settled", run=run.run, turn=run.turn, reason=reason)
                         await delivery.ack()
                         return None
-                    case HandBack(reason=reason):
+                    case HandBack(reason=reason, soon=soon):
                         log.debug("handed back", run=run.run, turn=run.turn, reason=reason)
-                        await delivery.hand_back(HAND_BACK_SECONDS)
+                        await delivery.hand_back(SOON_SECONDS if soon else HAND_BACK_SECONDS)
                         return None
             except WrongSequence:
                 await self._read(claimed)
@@ -205,7 +218,7 @@ class Worker:
         run, history, now = claimed.run, claimed.journal.history, self._clock.now()
         definition = claimed.definition
         due = history.about.fire_at if history.about is not None else run.fire_at
-        if definition.start_timeout is not None and history.last is None:
+        if definition.start_timeout is not None and not history.attempts:
             latest = due + definition.start_timeout // MILLISECOND
             if now > latest:
                 text = f"it was due at {from_ms(due).isoformat()} and had not begun by {from_ms(latest).isoformat()}"
@@ -278,5 +291,8 @@ class Worker:
 
     async def _hold(self, run: Run, delivery: Delivery) -> None:
         """Wait until `fire_at`; but no longer than the server's clock allows, for ours may be wrong."""
-        most = (max(run.fire_at - delivery.stored_at, 0) + _CLOCK_SLACK_MS) / 1000
-        await self._room.wait_until(run.fire_at, most=most)
+        await self._room.wait_until(run.fire_at, most=self._longest_hold(run, delivery))
+
+    @staticmethod
+    def _longest_hold(run: Run, delivery: Delivery) -> float:
+        return (max(run.fire_at - delivery.stored_at, 0) + _CLOCK_SLACK_MS) / 1000

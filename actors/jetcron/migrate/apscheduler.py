@@ -12,7 +12,7 @@ from jetcron.clock import from_ms, to_ms
 from jetcron.cron import CronError, parse
 from jetcron.migrate.apscheduler_fields import cron
 from jetcron.migrate.clocks import changes_clocks, tell, zone_name
-from jetcron.migrate.entries import MAPPED, Entry, Naming, Refused, named, overlap_skip, payload_of
+from jetcron.migrate.entries import MAPPED, Entry, Naming, Refused, named, payload_of
 from jetcron.options import readable
 
 APP = "apscheduler"
@@ -123,7 +123,7 @@ class _Job:
             entry.remarks.append(f"misfire_grace_time={grace}: here, what was missed runs however late")
         most = self._option("max_instances", 1)
         if most == 1:
-            policies["overlap"] = overlap_skip(entry)
+            policies["overlap"] = "skip"
         else:
             entry.remarks.append(
                 f"max_instances={most}: give its function concurrency={most}; more would wait"

@@ -11,7 +11,6 @@ from fnmatch import fnmatchcase
 from inspect import Parameter, signature
 from typing import Any
 
-from jetcron.definitions import check_overlap
 from jetcron.errors import ConfigurationError
 from jetcron.given import checked
 from jetcron_protocol.codec import EncodeError, pack, unpack
@@ -200,12 +199,3 @@ def _lists(value: Any) -> Any:
         case list() | tuple():
             return [_lists(item) for item in value]
     return value
-
-
-def overlap_skip(entry: Entry) -> str:
-    """`skip`, where this version has it."""
-    try:
-        return check_overlap("", "skip")
-    except ConfigurationError:
-        entry.remarks.append("runs of it may overlap: overlap='skip' is not available in this version")
-        return "allow"

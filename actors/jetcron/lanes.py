@@ -1,0 +1,116 @@
+"""Lanes as they are stored: who has one, who is next, and how that one is woken.
+
+Owns what is read of a lane: always of the leader, for a run that goes in on an old answer would run beside another.
+A lane is one message, replaced by compare-and-set in one atomic batch with what its change means: the claim of the run
+that goes in, the ledger's entry of one left out, the journal's of one that waits. So whoever changes it knows that
+nobody did since it was read, and dying leaves all of it or nothing.
+
+Nobody hands a lane on. The run that has it ends in its own journal, and with that the lane is free for the first
+that waits. `pass_on` only wakes that one: it is called by whatever follows an end, until that is acknowledged,
+by the run that has just begun to wait, and by every later occurrence; and a run that waits comes by itself
+now and then. Each may die, or do it twice.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jetcron.bus import LONGEST, ROLLUP, TTL, Bus, Outgoing, fenced
+from jetcron.errors import TryAgain
+from jetcron.history import FINISHED
+from jetcron.waits import Waits
+from jetcron_protocol.codec import DecodeError, decode, encode
+from jetcron_protocol.ids import lane_of
+from jetcron_protocol.messages import About, JournalEntry, Lane, Run, Wait
+
+LANE_STEP = "#lane"
+"""What a run that waits for its turn waits on, in its journal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A lane as it is stored, if it is, and the sequence to replace it by.
+
+    `last` is the last entry in the journal of the run that has it.
+    """
+
+    function: str
+    lane: str
+    stored: Lane | None = None
+    sequence: int = 0
+    last: JournalEntry | None = None
+
+    @property
+    def ended_at(self) -> int | None:
+        """When the run that has it ended, epoch ms; None while it goes on, 0 if it is forgotten or there is none."""
+        if self.last is None:
+            return 0
+        return self.last.at if self.last.entry in FINISHED else None
+
+
+def lane_for(function: str, run: str, origin: Run | About) -> str | None:
+    """The lane an occurrence goes by; None for a run that goes by none."""
+    if origin.overlap is None or origin.schedule is None or origin.scheduled_at is None:
+        return None
+    return lane_of(function, origin.schedule, origin.scheduled_at, run)
+
+
+def waits_for_turn(entry: JournalEntry) -> bool:
+    """Whether a run whose journal ends so waits for its lane to be free."""
+    return entry.entry == "waiting" and LANE_STEP in (entry.on or ())
+
+
+class Lanes:
+    """Reads lanes, and wakes who is next."""
+
+    def __init__(self, bus: Bus, waits: Waits) -> None:
+        self._bus = bus
+        self._names = bus.names
+        self._waits = waits
+
+    async def read(self, function: str, lane: str) -> Standing:
+        """The lane, then the journal of the run that has it: in this order, for that run may end in between."""
+        found = await self._bus.last(self._names.journal, self._names.lane(function, lane))
+        if found is None:
+            return Standing(function, lane)
+        try:
+            stored = decode(Lane, found.payload)
+        except DecodeError as error:
+            raise TryAgain(0, 0, f"a lane cannot be read: {error}") from None
+        last = await self._last_entry(function, stored.run)
+        return Standing(function, lane, stored, found.sequence, last)
+
+    async def waiting(self, standing: Standing) -> tuple[str, ...]:
+        """Who waits, without the first ones that were ended while they did."""
+        queue = standing.stored.queue if standing.stored is not None else []
+        for index, run in enumerate(queue):
+            last = await self._last_entry(standing.function, run)
+            if last is not None and last.entry not in FINISHED:
+                return tuple(queue[index:])
+        return ()
+
+    def change(self, standing: Standing, *, run: str, message: int, queue: Sequence[str]) -> Outgoing:
+        """What stands there from now on, unless somebody changed it since it was read."""
+        lane = Lane(
+            function=standing.function, lane=standing.lane, run=run, message=message, queue=list(queue)
+        )
+        headers = fenced(standing.sequence) | {ROLLUP: "sub", TTL: f"{LONGEST}s"}
+        return Outgoing(self._names.lane(standing.function, standing.lane), encode(lane), headers)
+
+    async def pass_on(self, function: str, lane: str) -> None:
+        """Wake the first run that waits, if no run has the lane any more."""
+        standing = await self.read(function, lane)
+        if standing.stored is None or not standing.stored.queue or standing.ended_at is None:
+            return
+        for run in await self.waiting(standing):
+            await self._waits.wake(Wait(function=function, run=run, step=LANE_STEP))
+            return
+
+    async def _last_entry(self, function: str, run: str) -> JournalEntry | None:
+        found = await self._bus.last(self._names.journal, self._names.journal_of(function, run))
+        if found is None:
+            return None
+        try:
+            return decode(JournalEntry, found.payload)
+        except DecodeError as error:
+            # A newer program wrote it: whether it goes on is not ours to say.
+            raise TryAgain(0, 0, f"the journal of run {run} cannot be read: {error}") from None

@@ -1,0 +1,92 @@
+"""What becomes of an occurrence while another one of its schedule goes on: `overlap`, decided purely.
+
+Owns the rules of a lane, in which the runs of one schedule go one at a time. The run that went in last has the lane
+from then until it has ended: while it executes, waits (for a week, if it likes), is to be retried, or lies with an
+executor that died. Never reads a journal or a clock: callers bring what stands there, and carry the decision out.
+
+Runs that no schedule's time made are not here: those started by name, by events or by other runs neither wait for a
+lane nor keep one. Nor are occurrences that somebody orders again: a backfill, a dead letter's replay. They are wanted
+though others go on, and though they were left out before.
+"""
+
+from bisect import insort
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jetcron_protocol.messages import Lane, Overlap
+
+MAX_QUEUE = 1000
+"""Most runs that wait for one lane; what comes then is left out. One catch-up fits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Enter:
+    """The lane is free, or its own: it goes in, and `queue` stays waiting."""
+
+    queue: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """It waits in `queue` until its turn comes. `known`: it stands there already."""
+
+    queue: tuple[str, ...]
+    known: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LeaveOut:
+    """It does not run, and the ledger says so."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CancelHolder:
+    """The run that has the lane ends first; then decide again."""
+
+
+Decision = Enter | Wait | LeaveOut | CancelHolder
+
+
+def decide(
+    policy: Overlap,
+    run: str,
+    *,
+    due: int,
+    begun: bool,
+    lane: Lane | None,
+    ended_at: int | None,
+    queue: Sequence[str],
+) -> Decision:
+    """What becomes of `run`, due at `due` (epoch ms), whose time has come.
+
+    `lane` as it stands; `ended_at` is when the run that has it ended, None while that goes on, 0 if it is forgotten;
+    `queue` are those that wait, without the first ones that have ended. Ids of runs sort by the times of their
+    occurrences. `begun`: it has a journal, for it waits already, or was executed and a user began it again after it
+    failed. It is no occurrence any more that could be left out, so it waits whatever the policy.
+    """
+    others = tuple(one for one in queue if one != run)
+    if lane is None or lane.run == run:
+        return Enter(others)
+    if begun or policy == "queue":
+        first = not others or run < others[0]
+        if ended_at is not None and first:
+            return Enter(others)
+        if run in queue:
+            return Wait(tuple(queue), known=True)
+        if len(queue) >= MAX_QUEUE and not begun:
+            return LeaveOut(f"{MAX_QUEUE} occurrences wait already")
+        waiting = list(queue)
+        insort(waiting, run)
+        return Wait(tuple(waiting))
+    newer = run > lane.run
+    if policy == "cancel_running":
+        if not newer:
+            return LeaveOut("a newer occurrence went in before it")
+        return CancelHolder() if ended_at is None else Enter(others)
+    # skip. Also when the other one has ended by now, but not before this one's time: it comes late because there was
+    # no room for it (`concurrency=1`, say), and when it comes must not decide.
+    if ended_at is None or (newer and ended_at > due):
+        return LeaveOut("another occurrence went on at its time")
+    return Enter(others)
