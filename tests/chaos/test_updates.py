@@ -103,7 +103,7 @@ async def processes(folder: Path) -> AsyncIterator[tuple[NatsServer, Bus, Books,
 
 
 async def mischief(server: NatsServer, members: list[Member]) -> None:
-    """In some fifteen seconds: each kind of process dies once, all cron-ticks together, and the server."""
+    """In some thirteen seconds: each kind of process dies once, all cron-ticks together, and the server."""
     one = {member.name: member for member in members}
     await asyncio.sleep(2)
     one["cron-tick-0"].kill()
@@ -114,7 +114,7 @@ async def mischief(server: NatsServer, members: list[Member]) -> None:
     one["cron-sync-1"].kill()
     await asyncio.sleep(1.5)
     await server.restart(kill=True)
-    await asyncio.sleep(2.5)
+    await asyncio.sleep(2)
     one["cron-tick-0"].kill()
     one["cron-tick-1"].kill()
     await asyncio.sleep(1.5)
@@ -130,7 +130,7 @@ async def test_no_occurrence_is_lost_or_doubled_while_processes_die(tmp_path: Pa
         await storm.create()
         begun = now_ms()
         bad = asyncio.create_task(mischief(server, members))
-        await storm.run(15)
+        await storm.run(13)
         await bad
         seconds = (now_ms() - begun) / 1_000
         tally = await accounted(bus, books, storm)
@@ -206,7 +206,7 @@ async def test_no_occurrence_is_lost_or_doubled_whatever_write_fails(shared_nats
         storm = Storm(stack.bus, 2, many=10, few=4, settles=SETTLES)
         await storm.create()
         striking = asyncio.create_task(strikes.run())
-        await storm.run(6)
+        await storm.run(5)
         assert not striking.done(), striking.result()
         striking.cancel()
         await asyncio.gather(striking, return_exceptions=True)
