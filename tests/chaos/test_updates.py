@@ -137,8 +137,8 @@ async def test_no_occurrence_is_lost_or_doubled_while_processes_die(tmp_path: Pa
         changes = sum(len(own) - 1 for own in (await reigns(bus, storm.ids, now_ms())).values())
         print(f"{tally}; {changes} revisions in {seconds:.1f} s; {dict(storm.done)}")
         assert tally.clean, tally.problems()
-        assert tally.expected > 200
-        assert tally.runs > 100
+        assert tally.expected > 100
+        assert tally.runs > 50
         assert changes > 500
         assert await one_chain_each(bus, storm) == []
         assert [end for member in members for end in member.ends] == []
