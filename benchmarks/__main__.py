@@ -6,7 +6,7 @@ from pathlib import Path
 
 import uvloop
 
-from benchmarks import lateness, memory, schedules, steps, throughput
+from benchmarks import lateness, memory, scale, schedules, steps, throughput
 
 
 def main() -> None:
@@ -14,7 +14,7 @@ def main() -> None:
     parser.add_argument(
         "what",
         nargs="*",
-        choices=["throughput", "lateness", "memory", "schedules", "steps", "waits", []],
+        choices=["throughput", "lateness", "memory", "schedules", "scale", "steps", "waits", []],
         default=[],
     )
     parser.add_argument("--seconds", type=int, default=300, help="how long ten functions fire each second")
@@ -36,6 +36,9 @@ def main() -> None:
             uvloop.run(steps.measure_waits(str(Path(folder) / "waits")))
         if "schedules" in wanted:
             schedules.run(arguments.schedules)
+        # Only when asked for: with a million schedules it takes minutes.
+        if "scale" in arguments.what:
+            scale.run(arguments.schedules, str(Path(folder) / "scale"))
 
 
 main()

@@ -90,8 +90,7 @@ class Actor:
 
     def cpu(self) -> float:
         """CPU seconds used so far."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return spent(self.pid)
 
     def stop(self) -> None:
         self._process.terminate()
@@ -102,6 +101,12 @@ class Actor:
             self._process.wait()
         self._log.close()
         os.unlink(self._log.name)
+
+
+def spent(pid: int) -> float:
+    """CPU seconds a process has used so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def resident(pid: int) -> float:

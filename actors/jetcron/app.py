@@ -42,6 +42,7 @@ from jetcron_protocol.ids import digest
 from jetcron_protocol.messages import CancelTrigger, CatchUpPolicy, CronTrigger, Dst, Function, Overlap
 from jetcron_protocol.subjects import (
     HANDLER,
+    OWN_APP,
     InvalidName,
     Names,
     check_app,
@@ -155,6 +156,8 @@ class App:
             self._name = check_app(name)
         except InvalidName as error:
             raise ConfigurationError(f"App({name!r}): {error}") from None
+        if name == OWN_APP:
+            raise ConfigurationError(f"App({name!r}): that name is Jetcron's own; choose another")
         self._functions: dict[str, FunctionDefinition] = {}
 
     def __repr__(self) -> str:

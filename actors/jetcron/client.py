@@ -32,7 +32,7 @@ from jetcron_protocol.messages import (
     Run,
     SyncCommand,
 )
-from jetcron_protocol.subjects import InvalidName, split_function
+from jetcron_protocol.subjects import CANARY, InvalidName, split_function
 
 _STORE_SECONDS = 30.0
 
@@ -87,6 +87,8 @@ class Client:
             split_function(function)
         except InvalidName as error:
             raise ConfigurationError(str(error)) from None
+        if function == CANARY:
+            raise ConfigurationError(f"{function} is Jetcron's own: it runs by its schedule alone")
         definition = await self.functions.get(function)
         if definition.state == "archived":
             raise NotFound(f"{function} is archived; registering its app again brings it back")

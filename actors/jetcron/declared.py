@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from jetcron.cron import CronError, parse
 from jetcron.registry import Held
 from jetcron_protocol.messages import Function, FunctionState, Schedule, ScheduleState, SyncCommand
-from jetcron_protocol.subjects import InvalidName, Names
+from jetcron_protocol.subjects import CANARY, OWN_APP, InvalidName, Names
 
 
 def faults(command: SyncCommand) -> list[str]:
@@ -32,6 +32,8 @@ def faults(command: SyncCommand) -> list[str]:
             )
         if not function.id.startswith(f"{command.app}."):
             problems.append(f"{function.id} is not a function of the app {command.app!r}")
+        elif command.app == OWN_APP and function.id != CANARY:
+            problems.append(f"{function.id}: the app name {OWN_APP!r} is Jetcron's own; choose another")
     return problems
 
 

@@ -27,7 +27,7 @@ from jetcron.options import (
 )
 from jetcron_protocol.codec import EncodeError, pack
 from jetcron_protocol.messages import MAX_CATCH_UP, MAX_TIME, MIN_TIME, Schedule
-from jetcron_protocol.subjects import InvalidName, Names, check_id
+from jetcron_protocol.subjects import CANARY, InvalidName, Names, check_id
 
 T = TypeVar("T")
 
@@ -171,6 +171,10 @@ class _Fields:
             _NAMES.run_consumer(function)
         except InvalidName as error:
             raise ConfigurationError(f"function={function!r}: {error}") from None
+        if function == CANARY:
+            raise ConfigurationError(
+                f"function={function!r} is Jetcron's own; allowed is one of an app of yours"
+            )
         id = self._raw.get("id")
         if id == function or (isinstance(id, str) and id.startswith(f"{function}:")):
             raise InvalidName(

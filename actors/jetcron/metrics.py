@@ -65,6 +65,22 @@ class Metrics:
         )
         self.dead = Counter("jetcron_dead_letters", "Dead letters written", ["kind"], registry=registry)
         self.repairs = Counter("jetcron_repairs", "Cycles repaired, by cause", ["cause"], registry=registry)
+        self.escalations = Counter(
+            "jetcron_cycles_broken_again",
+            "Cycles that broke for the third time or more, each within a day of the time before",
+            registry=registry,
+        )
+        self.canary_lateness = Histogram(
+            "jetcron_canary_lateness_seconds",
+            "Execution of a canary minus its scheduled time",
+            buckets=_LATENESS,
+            registry=registry,
+        )
+        self.canary_age = Gauge(
+            "jetcron_canary_age_seconds",
+            "Time since the last canary that came through, in any process, was due; NaN while it is paused",
+            registry=registry,
+        )
         self.sweeps = Counter("jetcron_sweeps", "Sweeps finished", registry=registry)
         self.sweep_seconds = Histogram("jetcron_sweep_seconds", "Duration of a sweep", registry=registry)
         self.schedules = Gauge(

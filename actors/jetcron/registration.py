@@ -7,6 +7,7 @@ stands. Used by executors at their start and by `jetcron sync`.
 import asyncio
 from dataclasses import replace
 from secrets import token_bytes
+from typing import Protocol
 
 import structlog
 
@@ -18,7 +19,7 @@ from jetcron.errors import ConfigurationError, TryAgain
 from jetcron.process import Process
 from jetcron_protocol.codec import DecodeError, decode
 from jetcron_protocol.ids import ulid
-from jetcron_protocol.messages import AppEntry, SyncCommand, SyncReply
+from jetcron_protocol.messages import AppEntry, Function, SyncCommand, SyncReply
 
 log = structlog.get_logger("jetcron.registration")
 
@@ -26,10 +27,25 @@ _WAIT = 5.0
 _PAUSE = 1.0
 
 
-async def ensure_registered(bus: Bus, app: App, *, clock: Clock, process: Process) -> None:
+class Definitions(Protocol):
+    """What is registered: an app, or what looks like one."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def hash(self) -> str: ...
+
+    def wire(self) -> list[Function]: ...
+
+
+async def ensure_registered(
+    bus: Bus, app: Definitions, *, clock: Clock, process: Process, blocking: bool = True
+) -> None:
     """Register unless these very definitions stand already; waits for cron-sync as long as it takes.
 
-    One command is stored and waited for, and another only when that one is gone without having been heard of.
+    Meanwhile the process is not ready, if `blocking`. One command is stored and waited for, and another only when that
+    one is gone without having been heard of.
     """
     async with bus.replies() as (inbox, queue):
         command = replace(_command(app, clock), reply=inbox)
@@ -43,7 +59,8 @@ async def ensure_registered(bus: Bus, app: App, *, clock: Clock, process: Proces
                     sequence = (await bus.publish(message.subject, message.payload)).sequence
                 reply = await _reply(queue, command.id, _WAIT)
             except TryAgain as error:
-                process.blocked(f"{app.name} is not registered yet: {error}")
+                if blocking:
+                    process.blocked(f"{app.name} is not registered yet: {error}")
                 log.warning("waiting for cron-sync to register the app", app=app.name, reason=str(error))
                 # Without a server it fails at once: the loop must turn for the connection to come back.
                 await process.unless_stopping(clock.sleep(_PAUSE))
@@ -53,10 +70,11 @@ async def ensure_registered(bus: Bus, app: App, *, clock: Clock, process: Proces
             if reply.errors:
                 raise ConfigurationError("; ".join(reply.errors))
             break
-    process.blocked(None)
+    if blocking:
+        process.blocked(None)
 
 
-def _command(app: App, clock: Clock, *, force: bool = False) -> SyncCommand:
+def _command(app: Definitions, clock: Clock, *, force: bool = False) -> SyncCommand:
     return SyncCommand(
         id=ulid(clock.now(), token_bytes(10)),
         command="register",
@@ -102,7 +120,7 @@ async def _reply(queue: "asyncio.Queue[Message]", id: str, wait: float) -> SyncR
         ) from None
 
 
-async def _stands(bus: Bus, app: App) -> bool:
+async def _stands(bus: Bus, app: Definitions) -> bool:
     stored = await bus.entry(bus.names.app_key(app.name))
     if stored is None:
         return False

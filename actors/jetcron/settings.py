@@ -103,6 +103,7 @@ class Settings(BaseSettings):
     # Repair.
     sweep_every: int = _is(60, "how often the health-checker looks at each group", 1, 3_600)
     repair_grace: float = _is(10.0, "how long something may look broken before it is repaired", 1, 3_600)
+    canary_every: int = _is(15, "how often the health-checker's canary is due; 0: none", 0, 3_600)
 
     # Logs.
     log_format: Literal["auto", "console", "json"] = _is("auto", "auto: console in a terminal, else JSON")

@@ -540,13 +540,43 @@ class ExecutorEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sweep:
-    """A registry entry: when a group of shards was last found whole, and where its long reads stand."""
+    """A registry entry: when a group of shards was last found whole, and where its long reads stand.
+
+    `cursor` is for held runs and events. Of very many schedules without a tick each sweep looks at some: `absent` is
+    the last of them, and `rotation_at` what `healthy_at` becomes once all were looked at.
+    """
 
     kind: ClassVar[str] = "sweep"
     group: Count
     healthy_at: Time
     swept_at: Time = 0
     cursor: Count = 0
+    absent: str = ""
+    rotation_at: Time = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Breaks:
+    """A registry entry: how often a schedule's cycle broke and was mended, each time within a day of the one before.
+
+    `causes` has the times by cause, `at` is the last one, `message` the sequence of the sweep message it was found by.
+    """
+
+    kind: ClassVar[str] = "breaks"
+    schedule: Name
+    times: Count
+    causes: dict[str, Count] = field(default_factory=dict)
+    at: Time
+    message: Count = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Canary:
+    """A registry entry: the last canary that came through was due `at`, and `late` when it was executed."""
+
+    kind: ClassVar[str] = "canary"
+    at: Time
+    late: Duration
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -585,5 +615,7 @@ Message = (
     | Gap
     | ExecutorEntry
     | Sweep
+    | Breaks
+    | Canary
     | DeadLetter
 )

@@ -7,7 +7,7 @@ from jetcron.bus import Delivery, hold
 from jetcron.dispatch import held_tick, next_turn
 from jetcron_protocol.codec import encode
 from jetcron_protocol.ids import group_of, manual_run_id, shard
-from jetcron_protocol.messages import Event, Run, Schedule, Tick
+from jetcron_protocol.messages import Event, Past, Run, Schedule, Tick
 from tests.support.faults import FaultyBus
 from tests.support.nats_server import NatsServer
 from tests.support.stack import HastyClock, Scenario, Stack, every_fault, play
@@ -23,8 +23,11 @@ def in_group(group: int, number: int = 1) -> list[str]:
 
 
 def sweep(group: int, ahead: int = 0) -> Scenario:
-    """A group with a broken cycle, one that is whole, one paused, ticks of an unknown one; held messages."""
-    broken, whole, paused, unknown = in_group(group, 4)
+    """A group with a cycle of each kind: broken, whole, paused, stale, one with a leftover, ticks of an unknown one.
+
+    And held messages.
+    """
+    broken, whole, paused, unknown, stale, leftover = in_group(group, 6)
 
     async def prepare(stack: Stack) -> None:
         names, bus = stack.names, stack.bus
@@ -32,6 +35,14 @@ def sweep(group: int, ahead: int = 0) -> Scenario:
             schedule = Schedule(id=id, function="app.f", at=YEAR_2200, state=state)  # type: ignore[arg-type]
             revision = (await bus.publish(names.schedule_key(id), encode(schedule))).sequence
             if id == whole:
+                await bus.store(held_tick(names, Tick(schedule=id, revision=revision, at=YEAR_2200), 500))
+        for id in (stale, leftover):
+            schedule = Schedule(id=id, function="app.f", at=YEAR_2200)
+            old = (await bus.publish(names.schedule_key(id), encode(schedule))).sequence
+            await bus.publish(names.past_key(id, old), encode(Past(schedule=schedule, end=1)))
+            revision = (await bus.publish(names.schedule_key(id), encode(schedule))).sequence
+            await bus.store(held_tick(names, Tick(schedule=id, revision=old, at=YEAR_2200), 500))
+            if id == leftover:
                 await bus.store(held_tick(names, Tick(schedule=id, revision=revision, at=YEAR_2200), 500))
         await bus.store(held_tick(names, Tick(schedule=unknown, revision=9, at=YEAR_2200), 500))
         run = Run(run=manual_run_id("app.f", "1"), function="app.f", trigger="manual", fire_at=YEAR_2200)

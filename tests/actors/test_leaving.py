@@ -1,7 +1,8 @@
 """When a run leaves its executor, and what keeps it there, on real actors."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import contextlib
+from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 
 import anyio
@@ -10,6 +11,7 @@ import pytest_asyncio
 
 from jetcron import Context
 from jetcron.events import Event
+from jetcron.executor import timers
 from jetcron.waits import Waits
 from tests.support.nats_server import NatsServer
 from tests.support.stack import PATIENCE
@@ -117,6 +119,67 @@ async def test_a_time_out_of_the_code_s_own_ends_a_wait_in_the_process(stage: St
         return scope.cancelled_caught
 
     assert await stage.result(code, on=f"{HERE}.once") is True
+
+
+async def fails_after(step: Awaitable[Any]) -> None:
+    with anyio.fail_after(0.3):
+        await step
+
+
+async def moves_on(step: Awaitable[Any]) -> None:
+    with anyio.move_on_after(0.3) as scope:
+        await step
+    if scope.cancelled_caught:
+        raise TimeoutError
+
+
+async def waits(step: Any) -> None:
+    done, pending = await asyncio.wait({asyncio.create_task(step)}, timeout=0.3)
+    for task in pending:
+        task.cancel()
+    if not done:
+        raise TimeoutError
+
+
+async def times_out(step: Awaitable[Any]) -> None:
+    async with asyncio.timeout(0.3):
+        await asyncio.gather(step)
+
+
+async def waits_for(step: Awaitable[Any]) -> None:
+    await asyncio.wait_for(step, 0.3)
+
+
+@pytest.mark.parametrize("bounded", [fails_after, moves_on, waits, times_out, waits_for])
+async def test_a_time_out_of_the_code_s_own_keeps_the_run_until_it_fires(stage: Stage, bounded: Any) -> None:
+    """If the run left, the time-out would begin anew with each turn, and never fire."""
+
+    async def code(ctx: Context, _: Any) -> str:
+        with pytest.raises(TimeoutError):
+            await bounded(ctx.step.wait_for_event("wait", "nobody.sends.it", timeout=30))
+        await ctx.step.sleep("pause", 0.05)
+        return "timed out"
+
+    handle = await stage.play(code)
+    assert await handle.result(PATIENCE) == "timed out"
+    (waiting,) = [one.entry for one in stage.stack.journal.of("waiting", run=handle.id)]
+    assert waiting.on == ["pause"]
+
+
+async def test_a_time_out_that_fired_keeps_nothing(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code is in its block all the same."""
+    monkeypatch.setattr(timers, "_FIRING", 0.05)
+
+    async def code(ctx: Context, _: Any) -> str:
+        async with asyncio.timeout(0.05):
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(30)
+            await ctx.step.sleep("pause", 0.6)
+        return "slept"
+
+    handle = await stage.play(code)
+    await stage.waiting(handle)
+    assert await handle.result(PATIENCE) == "slept"
 
 
 async def test_waits_are_kept_again_after_they_could_not_be(

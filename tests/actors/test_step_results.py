@@ -1,5 +1,6 @@
 """What steps give back after a replay, and code that changed between two turns, on real actors."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -172,29 +173,31 @@ CHANGES = [
 ]
 
 
-@pytest.mark.parametrize(("was", "now"), CHANGES)
-@pytest.mark.parametrize("caught", [False, True])
-async def test_a_step_found_under_another_kind_or_target_fails_the_run(
-    stage: Stage, was: str, now: str, caught: bool
-) -> None:
-    attempts = []
+async def test_a_step_found_under_another_kind_or_target_fails_the_run(stage: Stage) -> None:
+    async def changed(was: str, now: str, caught: bool) -> None:
+        attempts = []
 
-    async def code(ctx: Context, _: Any) -> Any:
-        attempts.append(ctx.attempt)
-        try:
-            await KINDS[was if len(attempts) == 1 else now](ctx)
-        except Exception:
-            if not caught and len(attempts) > 1:
-                raise
-        if len(attempts) == 1:
-            raise ValueError("changed meanwhile")
-        return "went on"
+        async def code(ctx: Context, _: Any) -> Any:
+            attempts.append(ctx.attempt)
+            try:
+                await KINDS[was if len(attempts) == 1 else now](ctx)
+            except Exception:
+                if not caught and len(attempts) > 1:
+                    raise
+            if len(attempts) == 1:
+                raise ValueError("changed meanwhile")
+            return "went on"
 
-    failed = await stage.failure(code, on=f"{HERE}.again")
-    assert failed.type.endswith("NonRetriableError")
-    assert "step 'x'" in failed.message
-    assert f"it is {now} now, but was journaled as {was};" in failed.message
-    assert len(attempts) == 2
+        failed = await stage.failure(code, on=f"{HERE}.again")
+        assert failed.type.endswith("NonRetriableError")
+        assert "step 'x'" in failed.message
+        assert f"it is {now} now, but was journaled as {was};" in failed.message
+        assert len(attempts) == 2
+
+    async with asyncio.TaskGroup() as group:
+        for was, now in CHANGES:
+            for caught in (False, True):
+                group.create_task(changed(was, now, caught))
 
 
 async def test_an_open_step_found_under_another_kind_fails_the_run(stage: Stage) -> None:

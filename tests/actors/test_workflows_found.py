@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from jetcron import Context
+from jetcron import Context, Event
 from jetcron_protocol.codec import decode
 from jetcron_protocol.messages import JournalEntry
-from tests.support.faults import Die
+from tests.support.faults import Die, LoseAnswer, Wait
 from tests.support.nats_server import NatsServer
 from tests.support.stack import PATIENCE, until
 from tests.support.stage import AWAY, HERE, QUICK, Calls, Stage, stage_of
@@ -158,3 +158,91 @@ async def test_a_wait_whose_branch_is_cancelled_as_it_ends_is_forgotten(stage: S
     run, cancelled = await stage.result(code, on=f"{HERE}.once")
     assert cancelled == "True"
     assert await stage.stack.bus.subjects(names.journal, names.waits_of(run)) == []
+
+
+@pytest.mark.parametrize("app", [AWAY, HERE])
+async def test_a_step_recorded_while_its_branch_was_cancelled_is_found_by_the_next_try(
+    stage: Stage, app: str
+) -> None:
+    """Its place in the order of results was not known: the try failed with it, and so did all that followed."""
+    calls = Calls()
+    tries = 0
+
+    async def code(ctx: Context, _: Any) -> Any:
+        async def outer() -> Any:
+            nonlocal tries
+            tries += 1
+            called = asyncio.Event()
+
+            async def inner() -> int:
+                called.set()
+                return await calls.note(tries)
+
+            async def fails_at_first() -> None:
+                if tries == 1:
+                    await called.wait()
+                    raise ValueError("while the step is recorded")
+
+            async with asyncio.TaskGroup() as group:
+                step = group.create_task(ctx.step.run("inner", inner))
+                group.create_task(fails_at_first())
+            return step.result()
+
+        return await ctx.step.run("outer", outer, retry=QUICK)
+
+    assert await stage.result(code, on=f"{app}.once") == 1
+    assert calls.made == [1]
+
+
+async def test_a_turn_that_is_held_again_after_it_was_woken_is_not_left_behind(stage: Stage) -> None:
+    """Its answer was lost, it was published again, and stood there for as long as the run had meant to wait."""
+    names = stage.stack.names
+    again = Wait(asyncio.Event(), asyncio.Event())
+
+    async def code(ctx: Context, _: Any) -> Any:
+        found = await ctx.step.wait_for_event("go", "held.again", timeout=3600)
+        return found is not None
+
+    executor = stage.executors[AWAY]
+    executor.bus.arm(LoseAnswer(), on=".run.later.")
+    executor.bus.arm(again, on=".run.later.")
+    handle = await stage.play(code)
+    await again.reached.wait()
+    await stage.send(Event("held.again"))
+    assert await handle.result(PATIENCE) is True
+    again.go.set()
+    await stage.stack.settled(names.work, names.run_consumer(handle.function))
+    assert await stage.stack.bus.subjects(names.work, names.runs_later_of(handle.function)) == []
+
+
+async def test_a_large_result_that_is_loaded_is_not_overtaken_by_those_after_it(stage: Stage) -> None:
+    """They reached the code first, which then made its calls in another order, and got the results of others."""
+    taken: list[tuple[str, str]] = []
+
+    async def code(ctx: Context, _: Any) -> Any:
+        large_is_here = asyncio.Event()
+
+        async def large() -> str:
+            return "x" * 600_000
+
+        async def small() -> str:
+            await large_is_here.wait()
+            return "y"
+
+        async def note(by: str) -> str:
+            return by
+
+        async def first() -> str:
+            await ctx.step.run("large", large)
+            large_is_here.set()
+            return await ctx.step.run("next", note, "first")
+
+        async def second() -> str:
+            await ctx.step.run("small", small)
+            return await ctx.step.run("next", note, "second")
+
+        taken.append(tuple(await asyncio.gather(second(), first())))  # type: ignore[arg-type]
+        await ctx.step.sleep("away", 0.01)
+
+    await stage.result(code)
+    assert taken == [("second", "first")] * 2

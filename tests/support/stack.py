@@ -44,6 +44,7 @@ FAST: dict[str, Any] = {
     "executor_ttl": 2.0,
     "sweep_every": 1,
     "repair_grace": 1.0,
+    "canary_every": 0,
     "grace": 5.0,
     "storage": "memory",
 }
@@ -328,7 +329,7 @@ _VOLATILE = {
     "later": {"ts"},
     "journal": {*_ATTEMPT, "to", "ts"},
     "dead": {"at", "sequence", "body", "size", "ts"},
-    "registry": {"armed_from", "end", "at", "healthy_at", "swept_at"},
+    "registry": {"armed_from", "end", "at", "healthy_at", "swept_at", "late"},
 }
 
 

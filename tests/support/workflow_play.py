@@ -261,7 +261,7 @@ class Play:
     async def problems(self, *, disturbed: bool) -> list[str]:
         """Everything that is not as it should be."""
         found = [problem for root in self.flows async for problem in self._judge_result(root)]
-        found += self._judge_journal()
+        found += self._judge_journal(disturbed=disturbed)
         found += self._judge_effects(disturbed=disturbed)
         found += await self._judge_sent()
         found += await self._judge_remains()
@@ -282,12 +282,14 @@ class Play:
         if wanted.fails or not agrees(result, wanted.value):
             yield f"{root}: gave {result}; expected {wanted.value or wanted.fails}\n{self.diary.told(run)}"
 
-    def _judge_journal(self) -> Iterator[str]:
+    def _judge_journal(self, *, disturbed: bool) -> Iterator[str]:
         """Each run ended once, each step is recorded once, by who held the run."""
         yield from self.diary.doubled()
         for run, entries in self.diary.runs.items():
             steps = Counter(one.entry.step for one in entries if one.entry.entry == "step")
             last = self.diary.ended(run)[-1].entry
+            if not disturbed and any(attempt.outcome == "lost" for attempt in last.attempts or ()):
+                yield f"an attempt was lost, and nobody was killed\n{self.diary.told(run)}"
             folded = Counter(done.id for done in last.steps or ())
             wrong = [step for step, times in (steps + folded).items() if steps[step] > 1 or folded[step] != 1]
             if wrong:
@@ -346,6 +348,8 @@ class Play:
                 yield f"{key} gave {tokens}, and the journal has {journaled[key]}"
         for root, flow in self.flows.items():
             wanted = expected(flow)
+            # What is cut off beside a failure is not recorded, and done again when the code comes there again.
+            once = not disturbed and not any(node["do"] in ("crash", "hopeless") for node in nodes(flow))
             for node in nodes(flow):
                 if node["do"] not in ("step", "deadly", "outer"):
                     continue
@@ -354,9 +358,9 @@ class Play:
                     yield f"{key} never took effect"
                 if node["k"] not in wanted.must | wanted.may and done[key]:
                     yield f"{key} took effect, after what had failed"
-                if not disturbed and len(done[key]) > 1:
+                if once and len(done[key]) > 1:
                     yield f"{key} took effect {len(done[key])} times, and nobody was killed"
-                if not disturbed and node["do"] == "step" and calls[key] > node["fails"] + 1:
+                if once and node["do"] == "step" and calls[key] > node["fails"] + 1:
                     yield f"{key} was called {calls[key]} times, and nobody was killed"
 
     async def _judge_sent(self) -> list[str]:
@@ -388,11 +392,10 @@ class Play:
     async def _judge_remains(self) -> list[str]:
         """Nothing stands any more that belongs to what has ended."""
         names = self._bus.names
-        found = []
-        for stream, filter in ((names.work, names.run_later_all), (names.work, names.run_ready_all)):
-            found += await self._bus.subjects(stream, filter)
-        waits = await self._bus.subjects(names.journal, names.wait_all)
-        for subject in waits:
+        found = await self._bus.subjects(names.work, names.run_ready_all)
+        for subject in await self._bus.subjects(names.work, names.run_later_all):
+            found.append(f"{subject}\n{self.diary.told(subject.split('.')[-2])}")
+        for subject in await self._bus.subjects(names.journal, names.wait_all):
             if subject.count(".") > 2:
                 found.append(f"{subject}\n{self.diary.told(subject.split('.')[-2])}")
         return [f"left behind: {one}" for one in found]

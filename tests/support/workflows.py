@@ -53,7 +53,7 @@ class _Grower:
     def flow(self, depth: int = 4) -> Node:
         """What one run does: its own ids, its own event names."""
         outside = self._events, self._ids_of_their_own
-        self._events, self._ids_of_their_own = 0, self._random.random() < 0.3
+        self._events, self._ids_of_their_own = 0, self._random.random() < 0.5
         body = self._many("seq", _Place(depth), 2, 4)
         self._events, self._ids_of_their_own = outside
         return body
@@ -66,7 +66,7 @@ class _Grower:
             weights["hopeless"] = 3
         # What raises once changes the order of calls after it: side by side, ids must not depend on that.
         if self._ids_of_their_own or not place.parallel:
-            weights["crash"] = 1
+            weights["crash"] = 1.5
         if self._deadly:
             weights["deadly"] = 0.4
         return self._of(self._pick(weights), place)
@@ -84,7 +84,8 @@ class _Grower:
                 body = self._node(_Place(below.depth, True, below.parallel))
                 return {"do": "try", "body": body, "or": self._node(below)}
             case "outer":
-                inside = self._node(_Place(below.depth, below.caught))
+                place = _Place(below.depth, below.caught)
+                inside = self._of("all", place) if self._random.random() < 0.5 else self._node(place)
                 return {**self._step("outer"), "body": inside}
             case "invoke":
                 function = self._pick({"wf.flow": 3, "wf.narrow": 1})
@@ -94,7 +95,7 @@ class _Grower:
             case "step":
                 fails = self._pick({0: 6, 1: 2, 2: 1})
                 how = self._pick({"async": 5, "thread": 1})
-                lasts = self._pick({0: 4, 15: 2, 120: 1})
+                lasts = self._pick({0: 4, 15: 2, 120: 2})
                 big = self._random.random() < 0.15
                 return {
                     **self._step("step"),

@@ -62,6 +62,7 @@ def test_by_default() -> None:
         "grace": 30.0,
         "sweep_every": 60,
         "repair_grace": 10.0,
+        "canary_every": 15,
         "log_format": "auto",
         "log_level": "info",
     }
@@ -186,6 +187,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "grace": (0, 86_400),
     "sweep_every": (1, 3_600),
     "repair_grace": (1, 3_600),
+    "canary_every": (0, 3_600),
 }
 
 

@@ -1,6 +1,7 @@
 """`settings` and `doctor`: how things are set, and what is wrong, if anything."""
 
 from collections import Counter
+from typing import Annotated
 
 import typer
 
@@ -9,6 +10,9 @@ from jetcron.cli import output, session
 from jetcron.cli.doctor import examine
 from jetcron.cli.functions import Json
 
+Deep = Annotated[
+    bool, typer.Option("--deep", help="compare every held tick with its definition: minutes for a million")
+]
 _SOURCES = {"default": "[dim]default[/dim]", "environment": "environment", "argument": "jetcron dev here"}
 _MARKS = {"ok": "[green]✓[/green]", "note": "[yellow]•[/yellow]", "wrong": "[red]✗[/red]"}
 
@@ -37,9 +41,9 @@ def settings(json: Json = False) -> None:
     )
 
 
-def doctor(json: Json = False) -> None:
+def doctor(json: Json = False, deep: Deep = False) -> None:
     """What is wrong, if anything, and what to do about it; exit code 1 if something is."""
-    found = loop.run(examine(session.settings()))
+    found = loop.run(examine(session.settings(), deep=deep))
     wrong = Counter(finding.level for finding in found)["wrong"]
     if json:
         output.print_json({"ok": not wrong, "findings": found})

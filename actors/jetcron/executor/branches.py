@@ -60,7 +60,7 @@ class Branches:
         self.main: asyncio.Task[Any] = asyncio.current_task()  # type: ignore[assignment]  # there is a running one
         self._live: set[asyncio.Task[Any]] = {self.main}
         self._standing: set[asyncio.Task[Any]] = set()
-        self._due: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._due: list[tuple[int, int, asyncio.Future[None], asyncio.Future[Any] | None]] = []
         self._numbers = count()
         self._delivering: asyncio.Task[None] | None = None
         _tasks.set(self._live)
@@ -78,12 +78,17 @@ class Branches:
         """Whether a branch waits for a result that is there."""
         return bool(self._due)
 
-    async def turn(self, order: int) -> None:
-        """Wait until the result of this order may reach the code: it stands still, and no earlier one is due."""
+    async def turn(self, order: int, loading: "asyncio.Future[Any] | None" = None) -> None:
+        """Wait until the result of this order may reach the code: it stands still, and no earlier one is due.
+
+        `loading` brings the result, if it is not here; those after it do not overtake it.
+        """
         if len(self._live) == 1 and not self._due:
+            if loading is not None:
+                await asyncio.wait({loading})
             return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._due, (order, next(self._numbers), future))
+        heapq.heappush(self._due, (order, next(self._numbers), future, loading))
         if self._delivering is None or self._delivering.done():
             self._delivering = asyncio.create_task(self._deliver(), context=OUTSIDE.copy())
         await self.standing(future)
@@ -101,7 +106,11 @@ class Branches:
     async def _deliver(self) -> None:
         while self._due:
             await self.settle()
-            _, _, future = heapq.heappop(self._due)
+            _, _, future, loading = self._due[0]
+            if loading is not None and not loading.done():
+                await asyncio.wait({loading})
+                continue
+            heapq.heappop(self._due)
             if not future.done():
                 future.set_result(None)
 

@@ -168,9 +168,14 @@ class Recorder:
                 await self._hold(run, last)
             case "waiting":
                 await self._hold(run, last)
-                if await self._any_met(claimed):
+                met, gone = await asyncio.gather(self._any_met(claimed), self._is_gone(claimed))
+                if met:
                     now = self._clock.now()
                     await self._bus.store(dispatch.woken(self._names, run, turn=last.turn + 1, now=now))
+                elif gone:
+                    # Held a second time, when it had been woken: it would stand there for as long as it was to wait.
+                    later = self._names.run_later(run.function, run.run, last.turn + 1)
+                    await self._bus.purge(self._names.work, later)
                 lane = lane_for(run.function, run.run, run)
                 if lane is not None and waits_for_turn(last):
                     # Its turn may have come while it was leaving: who ended then saw it not held yet.
@@ -203,6 +208,12 @@ class Recorder:
         subjects = [opened.wait for opened in waits if opened is not None and opened.wait is not None]
         found = await asyncio.gather(*(self._waits.look(subject) for subject in subjects))
         return any(met is not None for met in found)
+
+    async def _is_gone(self, claimed: Claimed) -> bool:
+        """Whether the run has left what we found it at."""
+        run = claimed.run
+        last = await self._bus.last(self._names.journal, self._names.journal_of(run.function, run.run))
+        return last is None or last.sequence != claimed.journal.history.sequence
 
     async def _bury(self, claimed: Claimed, last: JournalEntry) -> None:
         """A dead letter, and a run of the function that handles failures."""

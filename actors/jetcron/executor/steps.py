@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from itertools import islice
 from typing import Any, NoReturn, TypeVar
 
 import anyio
@@ -29,6 +30,7 @@ from jetcron.errors import (
     TryAgain,
 )
 from jetcron.events import store_events
+from jetcron.executor import timers
 from jetcron.executor.branches import OUTSIDE, Branches
 from jetcron.executor.claimed import Claimed
 from jetcron.executor.invoke import describe
@@ -94,6 +96,11 @@ class Tools:
     settings: Settings
     limiter: anyio.CapacityLimiter
     waits: Waits
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    result: Any
 
 
 @dataclass(slots=True)
@@ -171,7 +178,7 @@ class Steps:
     ) -> Any:
         done = await self._done(step, "run")
         if done is not None:
-            return result_reader(function).read(await self._result(done))
+            return result_reader(function).read(done.result)
         opened = self._open_here(step, "run")
         tries = 0
         while True:
@@ -209,8 +216,7 @@ class Steps:
     ) -> messages.Event | None:
         done = await self._done(step, "wait", name)
         if done is not None:
-            found = await self._result(done)
-            return None if found is None else Event(**found)
+            return None if done.result is None else Event(**done.result)
         opened = self._open_here(step, "wait", name)
         if opened is None:
             until = self._clock.now() + timeout // timedelta(milliseconds=1)
@@ -233,7 +239,7 @@ class Steps:
     async def invoke(self, step: str, function: str, data: Any, timeout: timedelta) -> Any:
         done = await self._done(step, "invoke", function)
         if done is not None:
-            return await self._result(done)
+            return done.result
         opened = self._open_here(step, "invoke", function)
         child = opened.child if opened is not None and opened.child is not None else self._child_id(step)
         run = self._child(step, function, data, child)
@@ -304,8 +310,8 @@ class Steps:
         if _PATIENT < self._refused < _REFUSALS and task is not None:
             task.cancel()  # what it awaits between its calls
 
-    async def _done(self, step: str, op: Op, target: str | None = None) -> StepResult | None:
-        """The finished step of this id, once its turn has come; raises its error if it failed for good."""
+    async def _done(self, step: str, op: Op, target: str | None = None) -> _Done | None:
+        """What the finished step of this id gave, once its turn has come; raises its error if it failed for good."""
         self._check_running(step)
         if self.broken is not None:
             raise self.broken
@@ -324,12 +330,25 @@ class Steps:
                 self._known.add(step)
             return None
         self._same_kind(step, done, op, target)
-        await self._branches.turn(self._order[step])
+        result = await self._in_turn(step, done)
         self._reached(step)
         self._check_running(step)
         if done.error is not None:
             raise StepError(step, done.error.type, done.error.message, done.error.traceback)
-        return done
+        return _Done(result)
+
+    async def _in_turn(self, step: str, done: StepResult) -> Any:
+        """The result of a finished step, once its turn has come. What is loaded takes its turn all the same."""
+        order = self._order_of(step)
+        if done.object is None:
+            await self._branches.turn(order)
+            return await self._loaded(done.result, None)
+        loading = asyncio.create_task(self._loaded(None, done.object), context=OUTSIDE.copy())
+        try:
+            await self._branches.turn(order, loading)
+            return loading.result()
+        finally:
+            loading.cancel()
 
     def _open_here(self, step: str, op: Op, target: str | None = None) -> OpenStep | None:
         """The step of this id that has begun and waits, if it does."""
@@ -362,10 +381,17 @@ class Steps:
 
     async def _record(self, step: str, op: Op, **what: Any) -> None:
         """Journal that a step is done; only then, and in its turn, may the code go on."""
-        self._order[step] = await self._append("step", step=step, op=op, **what) - 1
+        await self._append("step", step=step, op=op, **what)
         self._reached(step)
-        await self._branches.turn(self._order[step])
+        await self._branches.turn(self._order_of(step))
         self._check_running(step)
+
+    def _order_of(self, step: str) -> int:
+        """Its place among the finished steps; whoever recorded it may have been cancelled while it was."""
+        if step not in self._order:
+            for id in islice(self._history.steps, len(self._order), None):
+                self._order[id] = len(self._order)
+        return self._order[step]
 
     async def _open(self, step: str, op: Op, **what: Any) -> OpenStep:
         """Journal that a step waits."""
@@ -413,9 +439,6 @@ class Steps:
         # Under a name of our own: if we are frozen, and another has the run, we must not replace what it journals.
         name = f"{step}/{self._claimed.identity.id}"
         return {"object": await self._surely(lambda: self._tools.bus.put_object(self._run.run, name, body))}
-
-    async def _result(self, done: StepResult) -> Any:
-        return await self._loaded(done.result, done.object)
 
     async def _outcome(self, met: Met) -> Any:
         return await self._loaded(met.result, met.object)
@@ -612,7 +635,7 @@ class Steps:
                 await self._branches.settle()
                 if self._changed.is_set():
                     continue
-                if self._all_wait():
+                if self._all_wait() and not self._may_time_out(max(one.opened.until for one in here) - now):
                     self._release([one.opened for one in here])
                     return
             try:
@@ -634,6 +657,11 @@ class Steps:
         waiting = {task for task, one in self._waiting.items() if not one.future.done()}
         self._callers = {task for task in self._callers if not task.done()}
         return self._branches.all_wait(waiting, self._callers)
+
+    def _may_time_out(self, longest: int) -> bool:
+        """Whether a time-out of the code's own fires before the waits are over, the last in `longest` ms."""
+        fires = timers.first_of((self._branches.main, *self._callers))
+        return fires is not None and fires < asyncio.get_running_loop().time() + longest / 1000
 
     def _release(self, waits_on: list[OpenStep]) -> None:
         """Unwind the code: its slot, its place in `concurrency` and its memory are others' now."""
