@@ -69,8 +69,9 @@ class Definitions:
             self.unreadable[tick.schedule, tick.revision] = error
 
     def function(self, tick: Tick) -> str:
-        """The function a tick's schedule runs."""
-        return self.current[tick.schedule].schedule.function
+        """The function a tick's own revision runs."""
+        past = self.past.get((tick.schedule, tick.revision))
+        return (self.current[tick.schedule] if past is None else past).schedule.function
 
     def app(self, tick: Tick) -> str:
         """The app of that function."""

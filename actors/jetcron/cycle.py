@@ -188,7 +188,7 @@ def _catch_up(schedule: Schedule, tick: Tick, end: int | None, now: int) -> Turn
         gap = Gap(
             schedule=tick.schedule,
             start=tick.at,
-            to=young.newest[0] - 1 if young.newest else until,
+            to=young.newest[0] - 1 if young.newest else _last_of(schedule, until),
             count=left,
             reason=_why_left(schedule, young),
         )
@@ -202,11 +202,20 @@ def _why_left(schedule: Schedule, young: Window) -> Literal["catch_up", "too_old
     return "too_many" if schedule.catch_up == "all" else "catch_up"
 
 
+def _last_of(schedule: Schedule, until: int) -> int:
+    """Where a gap ends that reaches `until`.
+
+    An `at` that was past when it was set is one time alone: what lies between belongs to the revisions before.
+    """
+    return until if schedule.at is None else schedule.at
+
+
 def _hand_over(schedule: Schedule, tick: Tick, end: int | None, until: int) -> Turn:
     """The occurrences from this one to `until` are left to the other scheduler, and told to be."""
     last = until if end is None else min(until, end)
     count = occurrences(schedule, tick.at - 1, last, 0).count
-    gap = Gap(schedule=tick.schedule, start=tick.at, to=last, count=count, reason="handed_over")
+    to = _last_of(schedule, last)
+    gap = Gap(schedule=tick.schedule, start=tick.at, to=to, count=count, reason="handed_over")
     return _turn(schedule, tick, end, runs=(), after=max(until, tick.at), gap=gap)
 
 

@@ -12,7 +12,7 @@ from datetime import datetime
 from secrets import token_hex
 
 from jetcron import dispatch
-from jetcron.bus import DELETED, OPERATION, Bus, fenced
+from jetcron.bus import Bus, fenced
 from jetcron.clock import from_ms
 from jetcron.cycle import make_run, occurrences
 from jetcron.errors import ConfigurationError, NotFound, WrongSequence
@@ -144,13 +144,11 @@ async def _nearest(bus: Bus, id: str, at: int, within: int) -> tuple[_Reign, int
 async def _reigns(bus: Bus, id: str) -> list[_Reign]:
     """What was in force when. The entry is read first: what replaces it meanwhile does not govern what is past."""
     _, current = await entry(bus, id)
-    stored = await bus.multi_last(bus.names.registry, [bus.names.pasts_of(id)])
-    pasts = [
-        decode(Past, message.payload)
-        for message in stored.values()
-        if message.headers.get(OPERATION) not in DELETED
-    ]
-    return list(_in_turn(current, sorted(pasts, key=lambda past: past.end)))
+    keys = await bus.subjects(bus.names.registry, bus.names.pasts_of(id))
+    stored = await bus.entries(keys)
+    # Of two that end together the later one never was in force.
+    pasts = {int(key.rsplit(".", 1)[1]): decode(Past, message.payload) for key, message in stored.items()}
+    return list(_in_turn(current, [pasts[number] for number in sorted(pasts)]))
 
 
 def _in_turn(current: Schedule, pasts: Sequence[Past]) -> Iterator[_Reign]:

@@ -1,23 +1,19 @@
 """One schedule with what surrounds it: its held tick, its next times, what became of its last occurrences.
 
-Owns nothing. The runs of occurrences are found by their ids, which are computed: nothing lists them by schedule.
+Owns nothing.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Literal
 
-from jetcron.bus import DELETED, OPERATION, Bus
+from jetcron.bus import Bus
 from jetcron.clock import from_ms
-from jetcron.cycle import make_run, next_occurrence, occurrences
+from jetcron.cycle import next_occurrence
 from jetcron.definitions import zone_of
-from jetcron.history import fold
-from jetcron.runs import RunView
-from jetcron.runs import view as run_view
+from jetcron.schedule_history import Outcome, outcomes
 from jetcron.schedule_views import ScheduleView, entry, view
-from jetcron_protocol.codec import decode
-from jetcron_protocol.messages import JournalEntry, Past, Schedule
+from jetcron_protocol.messages import Schedule
 
 UPCOMING = 10
 LOOKED_AT = 200
@@ -32,19 +28,6 @@ class HeldTick:
     at: datetime
     revision: int
     sequence: int
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """An occurrence and its run; `run` is None where none is remembered: it did not run, or was forgotten.
-
-    `late` is how much later than its time, jitter included, the user's code began.
-    """
-
-    at: datetime
-    id: str
-    run: RunView | None = None
-    late: timedelta | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +55,7 @@ async def details(bus: Bus, id: str) -> Details:
         zone_of(schedule),
         await _ticks(bus, id),
         upcoming(schedule, now, UPCOMING),
-        await _outcomes(bus, schedule, now),
+        await outcomes(bus, schedule, stored.sequence, LOOKED_AT),
     )
 
 
@@ -99,53 +82,3 @@ async def _ticks(bus: Bus, id: str) -> list[HeldTick]:
             tick = bus.names.parse_tick(subject)
             ticks.append(HeldTick(tick.state, from_ms(tick.at), tick.revision, stored.sequence))
     return sorted(ticks, key=lambda tick: (tick.at, tick.revision))
-
-
-async def _outcomes(bus: Bus, schedule: Schedule, now: int) -> list[Outcome]:
-    """What became of the last occurrences, each as the revision in force at its time defined it."""
-    found: dict[str, tuple[int, str]] = {}
-    stored = await bus.multi_last(bus.names.registry, [bus.names.pasts_of(schedule.id)])
-    replaced = [
-        decode(Past, message.payload)
-        for message in stored.values()
-        if message.headers.get(OPERATION) not in DELETED
-    ]
-    for revision, end in _reigns(schedule, replaced, now):
-        window = occurrences(revision, _since(revision), end, LOOKED_AT - len(found))
-        for at in reversed(window.newest):
-            run = make_run(revision, at)
-            found[bus.names.journal_of(run.function, run.run)] = (at, run.run)
-        if len(found) >= LOOKED_AT:
-            break
-    journals = await bus.multi_last(bus.names.journal, list(found))
-    outcomes = []
-    for subject, (at, id) in found.items():
-        last = journals.get(subject)
-        if last is None:
-            outcomes.append(Outcome(from_ms(at), id))
-            continue
-        function, _ = bus.names.parse_journal(subject)
-        run_ = run_view(function, id, fold([(last.sequence, decode(JournalEntry, last.payload))]))
-        outcomes.append(Outcome(from_ms(at), id, run_, _late(run_)))
-    return outcomes
-
-
-def _reigns(schedule: Schedule, replaced: list[Past], now: int) -> Iterator[tuple[Schedule, int]]:
-    """The active revisions and until when each was in force, the newest first."""
-    if schedule.state == "active":
-        yield schedule, now
-    for past in sorted(replaced, key=lambda past: past.end, reverse=True):
-        if past.schedule.state == "active":
-            yield past.schedule, min(past.end, now)
-
-
-def _since(revision: Schedule) -> int:
-    return revision.armed_from if revision.at is None else min(revision.armed_from, revision.at - 1)
-
-
-def _late(run: RunView) -> timedelta | None:
-    about = run.history.about
-    started = next((one.started for one in run.history.attempts if one.started is not None), None)
-    if about is None or started is None:
-        return None
-    return timedelta(milliseconds=max(started - about.fire_at, 0))

@@ -133,15 +133,26 @@ def _moment(ms: int | None) -> datetime | None:
 
 async def entry(bus: Bus, id: str) -> tuple[StoredMessage, Schedule]:
     """A schedule's entry, as the leader has it; raises `NotFound`, for one that was deleted too."""
+    stored, schedule = await last_entry(bus, id)
+    if schedule.state == "deleted":
+        raise _absent(id)
+    return stored, schedule
+
+
+async def last_entry(bus: Bus, id: str) -> tuple[StoredMessage, Schedule]:
+    """As `entry`, but one that was deleted too, as long as its key is kept."""
     try:
         check_id("the schedule id", id)
     except InvalidName as error:
         raise ConfigurationError(str(error)) from None
     stored = await bus.entry(bus.names.schedule_key(id))
-    schedule = decode(Schedule, stored.payload) if stored is not None else None
-    if stored is None or schedule is None or schedule.state == "deleted":
-        raise NotFound(f"there is no schedule {id!r}; 'jetcron schedules list' shows them")
-    return stored, schedule
+    if stored is None:
+        raise _absent(id)
+    return stored, decode(Schedule, stored.payload)
+
+
+def _absent(id: str) -> NotFound:
+    return NotFound(f"there is no schedule {id!r}; 'jetcron schedules list' shows them")
 
 
 async def active(bus: Bus) -> AsyncIterator[tuple[list[Schedule], int]]:

@@ -16,6 +16,7 @@ from jetcron.options import YEAR, ZERO, CatchUp, Duration, check_choice, check_d
 from jetcron.runs import RunHandle
 from jetcron.schedule_checks import check_functions, checked_parts
 from jetcron.schedule_details import Details, details, upcoming
+from jetcron.schedule_history import Outcome, history
 from jetcron.schedule_orders import InForce, Order, Part, Progress, named, submit
 from jetcron.schedule_plan import Plan, make_plan
 from jetcron.schedule_runs import run_between, run_now
@@ -182,6 +183,17 @@ class Schedules(HandOver):
     async def show(self, id: str) -> Details:
         """One schedule with what surrounds it: held tick, next times, last outcomes, lateness. Raises `NotFound`."""
         return await details(self._bus, id)
+
+    async def history(self, id: str, *, limit: int = 50, since: Moment | None = None) -> Sequence[Outcome]:
+        """Its last occurrences, the newest first, none before `since`: each with its run, or why there is none.
+
+        Each is that of the revision that was in force. One that was deleted has a history for 30 days; runs and
+        what the ledger says of others are remembered a day, or as the function's `keep` says. Raises `NotFound`.
+        """
+        check_int("schedules.history", "limit", limit, 1, MAX_PAGE)
+        return await history(
+            self._bus, id, limit=limit, since=None if since is None else moment("since", since)
+        )
 
     async def list(
         self,

@@ -240,6 +240,20 @@ async def test_at_most_a_thousand_missed_occurrences_are_caught_up(stack: Stack)
     assert await held(stack) == [("app.f", revision, max(t or 0 for t in times) + MINUTE)]
 
 
+async def test_what_a_replaced_revision_left_out_is_told_under_its_own_function(stack: Stack) -> None:
+    newest = stack.clock.now() // HOUR * HOUR
+    old = hourly("a", origin="data", catch_up="skip", function="app.old")
+    revision = await put(stack, old)
+    past = Past(schedule=old, end=newest)
+    await stack.bus.publish(stack.names.past_key("a", revision), encode(past))
+    await put(stack, hourly("a", origin="data", armed_from=newest))
+    await due(stack, "a", revision, newest - 2 * HOUR)
+    await turn(stack)
+    (message,) = await stack.stored(stack.names.journal)
+    assert stack.names.parse_journal(message.subject)[0] == "app.old"
+    assert decode(Gap, message.payload).count == 3
+
+
 async def test_a_late_tick_whose_chain_has_gone_on_is_settled(stack: Stack) -> None:
     at = stack.clock.now() // HOUR * HOUR - 3 * HOUR
     revision = await put(stack, hourly(catch_up="all"))

@@ -18,6 +18,7 @@ from jetcron.clock import SystemClock
 from jetcron.errors import ConfigurationError, RunNotFound
 from jetcron.lanes import waits_for_turn
 from jetcron.runs import GapView, RunView
+from jetcron_protocol.messages import Gap
 
 _WHY = {
     "catch_up": "missed, and catch_up left it out",
@@ -174,6 +175,11 @@ def retry(
         raise typer.Exit(1)
 
 
+def why(gap: Gap) -> str:
+    """Why the occurrences of a gap did not run."""
+    return _WHY[gap.reason]
+
+
 @app.command("gaps")
 def gaps(
     function: Of = None,
@@ -196,7 +202,7 @@ def gaps(
             "FROM": lambda view: output.moment(view.gap.start) or "",
             "TO": lambda view: output.moment(view.gap.to) or "",
             "MISSED": lambda view: str(view.gap.count),
-            "WHY": lambda view: _WHY[view.gap.reason],
+            "WHY": lambda view: why(view.gap),
         },
         empty="every occurrence ran, as far as the ledger goes back",
     )

@@ -6,17 +6,27 @@ from zoneinfo import ZoneInfo
 
 import typer
 
-from jetcron.cli import output, schedule_files, schedule_handover, schedule_load, schedule_orders, session
+from jetcron.cli import (
+    output,
+    schedule_files,
+    schedule_handover,
+    schedule_history,
+    schedule_load,
+    schedule_orders,
+    session,
+)
 from jetcron.cli.functions import Json
 from jetcron.client import Client
 from jetcron.clock import to_ms
 from jetcron.cron import CronError, parse_duration
-from jetcron.schedule_details import Details, Outcome
+from jetcron.schedule_details import Details
+from jetcron.schedule_history import Outcome
 from jetcron.schedule_views import Page, ScheduleView
 
 app = typer.Typer(no_args_is_help=True, help="Schedules: of cron triggers in code, and created as data.")
 schedule_orders.add_to(app)
 schedule_files.add_to(app)
+schedule_history.add_to(app)
 schedule_load.add_to(app)
 schedule_handover.add_to(app)
 

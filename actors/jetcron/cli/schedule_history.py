@@ -1,0 +1,72 @@
+"""`jetcron schedules history`: the last occurrences of a schedule, and what became of each."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from jetcron.cli import output, runs, session
+from jetcron.cli.functions import Json
+from jetcron.client import Client
+from jetcron.clock import to_ms
+from jetcron.schedule_history import Outcome
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this verb."""
+    app.command("history")(history)
+
+
+def history(
+    id: Annotated[str, typer.Argument(metavar="ID")],
+    since: Annotated[
+        str | None, typer.Option("--since", metavar="ISO", help="None before this time, given with its zone.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000)] = 50,
+    json: Json = False,
+) -> None:
+    """Its occurrences, the newest first, run or not: how late each began, what came of it, why it did not run."""
+
+    async def work(client: Client) -> Sequence[Outcome]:
+        return await client.schedules.history(id, limit=limit, since=since)
+
+    found = session.with_client(work)
+    if json:
+        output.print_json([plain(one) for one in found])
+        return
+    output.table(
+        found,
+        {
+            "FOR": lambda one: output.moment(to_ms(one.at)) or "",
+            "OUTCOME": lambda one: output.state(one.outcome),
+            "LATE": lambda one: output.span(_ms(one)),
+            "REVISION": lambda one: str(one.revision),
+            "RUN": lambda one: one.id if one.run is not None or one.awaited == "queued" else "",
+            "WHY": _note,
+        },
+        empty="it has had no occurrence since" if since is not None else "it has had no occurrence yet",
+    )
+
+
+def plain(one: Outcome) -> dict[str, Any]:
+    """An occurrence for programs."""
+    return {
+        "at": output.moment(to_ms(one.at)),
+        "outcome": one.outcome,
+        "late_ms": _ms(one),
+        "function": one.function,
+        "revision": one.revision,
+        "run": one.id,
+        "reason": None if one.gap is None else one.gap.reason,
+    }
+
+
+def _ms(one: Outcome) -> float | None:
+    return None if one.late is None else one.late.total_seconds() * 1_000
+
+
+def _note(one: Outcome) -> str:
+    if one.gap is not None:
+        return runs.why(one.gap)
+    error = one.run.error if one.run is not None else None
+    return "" if error is None else output.first_line(error.message, 60)

@@ -1,0 +1,257 @@
+"""The occurrences of a schedule, the newest first, and what became of each: its run, or what the ledger says.
+
+Owns nothing. Occurrences are computed from the revisions that were in force, and runs and gaps are found by their ids,
+which are computed too: nothing lists them by schedule, and no more is read than what is asked for.
+"""
+
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from itertools import islice
+from typing import Any, Literal, TypeVar
+
+from jetcron import ledger
+from jetcron.bus import Bus, StoredMessage
+from jetcron.clock import from_ms
+from jetcron.cycle import make_run, occurrences
+from jetcron.history import Status, fold
+from jetcron.runs import RunView
+from jetcron.runs import view as run_view
+from jetcron.schedule_views import last_entry
+from jetcron_protocol.codec import decode
+from jetcron_protocol.ids import gap_token, overlap_token
+from jetcron_protocol.messages import Gap, JournalEntry, Past, Run, Schedule
+
+_READ = 400
+"""Occurrences, and replaced revisions, read at one time."""
+_LOOK_BACK = 100_000
+"""So many occurrences before those that are shown a gap may begin that covers them: a day of every second."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """An occurrence and what became of it; `revision` governed it, and `id` is that of its run.
+
+    `run` is None where no journal is remembered; then `gap` is what the ledger says of it. `late` is how much
+    later than its time, jitter included, the user's code began.
+    """
+
+    at: datetime
+    id: str
+    function: str
+    revision: int
+    run: RunView | None = None
+    late: timedelta | None = None
+    gap: Gap | None = None
+    awaited: Literal["due", "queued"] | None = None
+
+    @property
+    def outcome(self) -> Status | Literal["due", "not run", "not remembered"]:
+        """What became of it.
+
+        The status of its run; ``due``: its tick has not been turned; ``queued``: no executor has begun it; ``not
+        run``, as `gap` says; ``not remembered``: so long ago that journal and ledger have forgotten it.
+        """
+        if self.run is not None:
+            return self.run.status
+        if self.gap is not None:
+            return "not run"
+        return self.awaited or "not remembered"
+
+
+@dataclass(frozen=True, slots=True)
+class _Occurrence:
+    at: int
+    revision: int
+    run: Run
+
+
+@dataclass(frozen=True, slots=True)
+class _Reign:
+    """A revision and the time in which it was in force: (`after`, `until`]."""
+
+    schedule: Schedule
+    revision: int
+    after: int
+    until: int
+
+    def newest(self, until: int, count: int) -> list[_Occurrence]:
+        """Its last `count` occurrences up to `until`, the newest first."""
+        window = occurrences(self.schedule, self.after, min(until, self.until), count)
+        return [_Occurrence(at, self.revision, make_run(self.schedule, at)) for at in reversed(window.newest)]
+
+
+async def history(bus: Bus, id: str, *, limit: int, since: int | None = None) -> list[Outcome]:
+    """The last `limit` occurrences of a schedule, none before `since`; raises `NotFound`.
+
+    One that was deleted has a history as long as its key is kept.
+    """
+    stored, schedule = await last_entry(bus, id)
+    reigns = [one async for one in _reigns(bus, schedule, stored.sequence, limit, since)]
+    found = _occurrences(reigns, limit, since)
+    told = dict(zip((one.at for one in found), await _runs(bus, found), strict=True))
+    missing = [one for one in found if told[one.at].run is None]
+    for work in (_due, _told, _queued):
+        for at, change in (await work(bus, id, missing)).items():
+            told[at] = replace(told[at], **change)
+        missing = [one for one in missing if told[one.at].outcome == "not remembered"]
+    for at, gap in (await _covered(bus, id, missing, reigns)).items():
+        told[at] = replace(told[at], gap=gap)
+    return list(told.values())
+
+
+async def outcomes(bus: Bus, schedule: Schedule, revision: int, limit: int) -> list[Outcome]:
+    """The last `limit` occurrences with the runs that are remembered, and nothing about the others."""
+    reigns = [one async for one in _reigns(bus, schedule, revision, limit, None)]
+    return await _runs(bus, _occurrences(reigns, limit, None))
+
+
+def _occurrences(reigns: Sequence[_Reign], limit: int, since: int | None) -> list[_Occurrence]:
+    found: list[_Occurrence] = []
+    for reign in reigns:
+        found += reign.newest(reign.until, limit - len(found))
+    # One time is one occurrence, whichever of two revisions of the same `at` governs it.
+    once = {one.run.run: one for one in reversed(found)}
+    return [one for one in reversed(once.values()) if since is None or one.at >= since]
+
+
+async def _reigns(
+    bus: Bus, schedule: Schedule, revision: int, limit: int, since: int | None
+) -> AsyncIterator[_Reign]:
+    """The active revisions, the newest first, as many as it takes for `limit` occurrences or back to `since`."""
+    now = bus.clock.now()
+    left = limit
+    async for one, number, end in _revisions(bus, schedule, revision, now):
+        if one.state == "active":
+            reign = _Reign(one, number, _since(one), min(end, now))
+            left -= occurrences(one, reign.after, reign.until, 0).count
+            yield reign
+        if left <= 0 or (since is not None and one.at is None and one.armed_from < since):
+            return
+
+
+async def _revisions(
+    bus: Bus, schedule: Schedule, revision: int, now: int
+) -> AsyncIterator[tuple[Schedule, int, int]]:
+    """Every revision with its number and its end, the newest first; names tell which there are."""
+    yield schedule, revision, now
+    names = await bus.subjects(bus.names.registry, bus.names.pasts_of(schedule.id))
+    numbers = sorted((int(name.rsplit(".", 1)[1]) for name in names), reverse=True)
+    for some in _parts(numbers, _READ):
+        keys = {bus.names.past_key(schedule.id, number): number for number in some}
+        stored = await bus.entries(list(keys))
+        for key, number in keys.items():
+            if key in stored:
+                past = decode(Past, stored[key].payload)
+                yield past.schedule, number, past.end
+
+
+def _since(revision: Schedule) -> int:
+    return revision.armed_from if revision.at is None else min(revision.armed_from, revision.at - 1)
+
+
+async def _runs(bus: Bus, found: Sequence[_Occurrence]) -> list[Outcome]:
+    outcomes = []
+    for some in _parts(found, _READ):
+        subjects = {bus.names.journal_of(one.run.function, one.run.run): one for one in some}
+        journals = await bus.multi_last_all(bus.names.journal, list(subjects))
+        for subject, one in subjects.items():
+            outcomes.append(_outcome(one, journals.get(subject)))
+    return outcomes
+
+
+def _outcome(one: _Occurrence, last: StoredMessage | None) -> Outcome:
+    if last is None:
+        return Outcome(at=from_ms(one.at), id=one.run.run, function=one.run.function, revision=one.revision)
+    history = fold([(last.sequence, decode(JournalEntry, last.payload))])
+    run = run_view(one.run.function, one.run.run, history)
+    return Outcome(
+        at=from_ms(one.at),
+        id=one.run.run,
+        function=one.run.function,
+        revision=one.revision,
+        run=run,
+        late=_late(run),
+    )
+
+
+def _late(run: RunView) -> timedelta | None:
+    about = run.history.about
+    started = next((one.started for one in run.history.attempts if one.started is not None), None)
+    if about is None or started is None:
+        return None
+    return timedelta(milliseconds=max(started - about.fire_at, 0))
+
+
+_Changes = dict[int, dict[str, Any]]
+"""By the time of an occurrence, what is known of it now."""
+
+
+async def _due(bus: Bus, id: str, missing: Sequence[_Occurrence]) -> _Changes:
+    """Those to which a tick that stands still leads."""
+    if not missing:
+        return {}
+    names = await bus.subjects(bus.names.work, bus.names.ticks_of(id))
+    ticks = [bus.names.parse_tick(name) for name in names]
+    return {
+        one.at: {"awaited": "due"}
+        for one in missing
+        if any(tick.revision == one.revision and tick.at <= one.at for tick in ticks)
+    }
+
+
+async def _told(bus: Bus, id: str, missing: Sequence[_Occurrence]) -> _Changes:
+    """Those of which the ledger tells, in the entries that begin with one of them."""
+    left = [bus.names.journal_of(one.run.function, overlap_token(one.run.run)) for one in missing]
+    gaps = await _gaps(bus, [*(_ledger(bus, id, one) for one in missing), *left])
+    return {one.at: {"gap": gap} for one in missing if (gap := _covering(gaps, one.at)) is not None}
+
+
+async def _queued(bus: Bus, id: str, missing: Sequence[_Occurrence]) -> _Changes:
+    """Those whose run waits for an executor: too young to be forgotten, while the function has runs that wait."""
+    found: _Changes = {}
+    now = bus.clock.now()
+    for function in {one.run.function for one in missing}:
+        since = now - 1_000 * await ledger.kept(bus, function)
+        waiting = await bus.last(bus.names.work, bus.names.run_ready(function)) is not None
+        for one in missing:
+            if one.run.function == function and one.run.fire_at > (since if waiting else now):
+                found[one.at] = {"awaited": "queued"}
+    return found
+
+
+async def _covered(
+    bus: Bus, id: str, missing: Sequence[_Occurrence], reigns: Sequence[_Reign]
+) -> dict[int, Gap]:
+    """Those in a gap that began before all that is shown: names tell which entries there are, few are read."""
+    found: dict[int, Gap] = {}
+    for function in {one.run.function for one in missing}:
+        names = set(await bus.subjects(bus.names.journal, bus.names.journal_of(function)))
+        for reign in reigns:
+            own = [one for one in missing if (one.run.function, one.revision) == (function, reign.revision)]
+            if own:
+                before = (_ledger(bus, id, one) for one in reign.newest(own[0].at, _LOOK_BACK))
+                gaps = await _gaps(bus, [subject for subject in before if subject in names])
+                found |= {one.at: gap for one in own if (gap := _covering(gaps, one.at)) is not None}
+    return found
+
+
+def _ledger(bus: Bus, id: str, one: _Occurrence) -> str:
+    return bus.names.journal_of(one.run.function, gap_token(id, one.at))
+
+
+async def _gaps(bus: Bus, subjects: Sequence[str]) -> list[Gap]:
+    stored = await bus.multi_last_all(bus.names.journal, subjects)
+    return [decode(Gap, message.payload) for message in stored.values()]
+
+
+def _covering(gaps: Iterable[Gap], at: int) -> Gap | None:
+    return next((gap for gap in gaps if gap.start <= at <= gap.to), None)
+
+
+def _parts(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    rest = iter(items)
+    while some := list(islice(rest, size)):
+        yield some
