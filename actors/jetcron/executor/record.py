@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 
 from jetcron import dispatch, retry
-from jetcron.bus import Bus, Outgoing
+from jetcron.bus import LONGEST, Bus, Outgoing
 from jetcron.clock import Clock
 from jetcron.endings import Endings, handling_run
 from jetcron.errors import NonRetriableError, PayloadTooLarge
@@ -113,7 +113,9 @@ class Recorder:
                 # Apart from what the run's steps left, which goes now; and under a name of our own: if we are
                 # frozen, and another has the run, we must not replace what it journals.
                 owner, name = f"{claimed.run.run}-result", claimed.identity.id
-                kept = {"object": await self._bus.put_object(owner, name, body, ttl=keep)}
+                # A run that invoked this one reads it when it can, and that may be long after.
+                ttl = keep if claimed.run.parent_step is None else max(keep, LONGEST)
+                kept = {"object": await self._bus.put_object(owner, name, body, ttl=ttl)}
         entry = claimed.entry("completed", started=claimed.started, **kept)
         await claimed.journal.finish(entry, keep=keep, keep_steps=False)
         self._ended(claimed, entry)

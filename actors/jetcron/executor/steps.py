@@ -285,7 +285,10 @@ class Steps:
         started = self._clock.now()
         self._claimed.check()
         sent = events()
-        await store_events(self._tools.bus, sent)
+        try:
+            await store_events(self._tools.bus, sent)
+        except PayloadTooLarge as error:
+            raise NonRetriableError(f"run {self._run.run}, step {step!r}: {error}") from error
         await self._record(step, "send", started=started, result=len(sent))
 
     # What is journaled.
@@ -388,6 +391,8 @@ class Steps:
     async def _record(self, step: str, op: Op, **what: Any) -> None:
         """Journal that a step is done; only then, and in its turn, may the code go on."""
         await self._append("step", step=step, op=op, **what)
+        if not self._branches.owed:
+            self._unreached.clear()  # what is left of them the code has no more: it was changed
         self._reached(step)
         await self._branches.turn(self._order_of(step))
         self._check_running(step)
