@@ -136,7 +136,7 @@ class Step:
     async def wait_for_event(
         self, id: str, name: str, *, match: Mapping[str, Any] | None = None, timeout: Duration
     ) -> Event | None:
-        """The first event of exactly this name from now on, or up to 2 s before; None after `timeout` (366 days at most).
+        """The first event of this very name from now on, or up to 2 s before; None after `timeout` (at most 366 days).
 
         `match` has values that must stand at dotted paths of the event's data: ``{"order.id": 7}``.
         """
