@@ -127,7 +127,7 @@ async def test_a_deadline_ends_a_run_whatever_it_does(stage: Stage, calls: Calls
     async with asyncio.TaskGroup() as group:
         for kind in ("sleep", "event", "running", "failing"):
             group.create_task(ended(kind))
-    assert 1 < calls.made.count("failing") < 9
+    assert 1 <= calls.made.count("failing") < 9
 
 
 async def test_a_retry_after_the_deadline_is_not_waited_for(stage: Stage) -> None:
