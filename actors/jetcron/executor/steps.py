@@ -579,12 +579,14 @@ class Steps:
     async def _until(self, opened: OpenStep) -> Met | None:
         """Wait until its time has come, or what it waits for; `RunReleased` if the run leaves meanwhile."""
         self._check_running(opened.id)
+        # Told before the look, which may take long: what comes meanwhile comes in time.
+        is_over = opened.until <= self._clock.now()
         if opened.wait is not None:
             # At its time too: what came before we look wins.
             found = await self._look(opened)
             if found is not None:
                 return found
-        if opened.until <= self._clock.now():
+        if is_over:
             return None
         task = asyncio.current_task()
         assert task is not None
@@ -657,11 +659,12 @@ class Steps:
                 pause, look = min(pause * 2, _LATER), True
 
     async def _end_if_met(self, one: _Waiting) -> None:
+        is_over = one.opened.until <= self._clock.now()
         try:
             met = await self._tools.waits.look(one.opened.wait) if one.opened.wait is not None else None
         except TryAgain:
             return  # looked at again in a moment
-        if (met is not None or one.opened.until <= self._clock.now()) and not one.future.done():
+        if (met is not None or is_over) and not one.future.done():
             one.future.set_result(met)
 
     def _all_wait(self) -> bool:
