@@ -10,6 +10,7 @@ import pytest_asyncio
 
 from jetcron import Context, Event
 from jetcron.bus import TTL
+from jetcron.waits import Waits
 from jetcron_protocol.codec import decode
 from jetcron_protocol.messages import JournalEntry
 from tests.support.faults import Die, LoseAnswer, Wait
@@ -306,3 +307,54 @@ async def test_code_that_waits_for_those_that_wait_is_unwound_with_them(
         await handle.result(PATIENCE)
     await until(lambda: len(unwound) == (2 if way == "leaves" else 1))
     assert went_on == ([True] if way == "leaves" else [])
+
+
+@pytest.mark.parametrize("nth", [1, 2])
+async def test_an_event_that_comes_in_time_while_a_look_takes_long_is_not_missed(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, nth: int
+) -> None:
+    """The time was told after the look, by when it was over: nothing had come before that."""
+    look = Waits.look
+    looks = 0
+    timeout = 1.2
+
+    async def slowly(self: Waits, subject: str) -> Any:
+        nonlocal looks
+        found = await look(self, subject)
+        if "slow=2Ego" in subject:
+            looks += 1
+            if looks == nth:
+                await stage.send(Event("slow.go"))
+                await asyncio.sleep(timeout)  # as a process that was frozen
+        return found
+
+    monkeypatch.setattr(Waits, "look", slowly)
+
+    async def code(ctx: Context, _: Any) -> bool:
+        return await ctx.step.wait_for_event("go", "slow.go", timeout=timeout) is not None
+
+    assert await stage.result(code, on=f"{HERE}.once") is True
+    assert looks > nth
+
+
+async def test_a_turn_held_again_by_who_then_died_is_not_left_behind(stage: Stage) -> None:
+    names = stage.stack.names
+    again = Wait(asyncio.Event(), asyncio.Event())
+
+    async def code(ctx: Context, _: Any) -> Any:
+        found = await ctx.step.wait_for_event("go", "died.go", timeout=3600)
+        return found is not None
+
+    first = stage.executors[AWAY]
+    first.bus.arm(LoseAnswer(), on=".run.later.")
+    first.bus.arm(again, on=".run.later.")
+    handle = await stage.play(code)
+    await again.reached.wait()
+    await stage.send(Event("died.go"))
+    assert await handle.result(PATIENCE) is True
+    first.bus.arm(Die(), on="PURGE")  # what would remove it
+    again.go.set()
+    await until(lambda: first.bus.dead)
+    await stage.restart(AWAY)
+    await stage.stack.settled(names.work, names.run_consumer(handle.function))
+    assert await stage.stack.bus.subjects(names.work, names.runs_later_of(handle.function)) == []

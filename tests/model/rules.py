@@ -52,6 +52,20 @@ EXECUTOR = {
     "who lost the run sends nothing": "else it acknowledges all the same",
 }
 
+WAITING = EXECUTOR | {
+    "a wait is stored, then journaled": "else it is stored after the journal says that it stands",
+    "waits are read once more": "else not, once the journal says that the run waits",
+    "what comes is stored, then the run is woken": "else it is woken first",
+    "an event heard again wakes again": "else it leaves alone what it has met before",
+    "at its time a wait is looked at": "else it is over, whatever has come",
+    "the time is told before the look": "else after it, which may have taken long",
+    "a child nobody knows is started again": "else it was started once",
+    "whether a run waits is the leader's to tell": "else a replica's, which may be old",
+    "whether a wait stands is the leader's to tell": "else a replica's",
+    "a turn held again in vain is removed": "else it stands until its time",
+}
+"""Those of runs that wait, besides the executors' own."""
+
 
 class Rules:
     """All rules but those switched off."""

@@ -384,13 +384,19 @@ class Journal:
                 seen = content
         return seen
 
+    def purge(self, subject: str) -> None:
+        """Remove what a subject has."""
+        if self.leader(subject):
+            self._put(subject, ())
+
     def _put(self, subject: str, content: tuple[tuple[int, Any], ...]) -> None:
         versions = self._subjects.setdefault(subject, _Versions())
         versions.since.append(self._world.now)
         versions.contents.append(content)
 
     def _forget(self, subject: str, sequence: int) -> None:
-        if self.leader(subject)[-1][0] == sequence:
+        entries = self.leader(subject)
+        if entries and entries[-1][0] == sequence:
             self._put(subject, ())
 
 

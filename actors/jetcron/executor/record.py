@@ -220,6 +220,16 @@ class Recorder:
         found = await asyncio.gather(*(self._waits.look(subject) for subject in subjects))
         return any(met is not None for met in found)
 
+    async def drop_held(self, claimed: Claimed) -> None:
+        """Remove turns that are past: whoever had this message before may have held one once more, and died."""
+        run, last = claimed.run, claimed.journal.history.last
+        assert last is not None
+        for subject in await self._bus.subjects(
+            self._names.work, self._names.runs_later_of(run.function, run.run)
+        ):
+            if last.entry == "cancelled" or self._names.parse_run_later(subject).turn <= last.turn:
+                await self._bus.purge(self._names.work, subject)
+
     async def _is_gone(self, claimed: Claimed) -> bool:
         """Whether the run has left what we found it at."""
         run = claimed.run

@@ -200,6 +200,7 @@ class Worker:
                         return None
                     case FollowUp():
                         await self._recorder.follow_up(claimed)
+                        await self._recorder.drop_held(claimed)
                         await delivery.ack()
                         return None
                     case Acknowledge(reason=reason):
