@@ -39,7 +39,7 @@ async def soak(seconds: float, seed: int, folder: Path, at_once: int) -> list[st
             work.result()
         except AssertionError as error:
             return [str(error)]
-        problems = await running.play.problems(disturbed=True) + running.unexpected()
+        problems = await running.problems()
         report(running, time.monotonic() - started)
         return problems
 

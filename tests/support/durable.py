@@ -90,11 +90,12 @@ class Durable:
                     member.tend()
             await asyncio.sleep(0.1)
 
-    async def harm(self, chance: Random) -> None:
-        """One bad thing after another, until cancelled; then all is made whole."""
+    async def harm(self, chance: Random, *, server: bool) -> None:
+        """One bad thing after another, until cancelled. `server`: to that, too."""
+        harms = {kind: weight for kind, weight in HARMS.items() if server or "server" not in kind}
         while True:
             await asyncio.sleep(chance.uniform(0.2, 1.6))
-            kind = chance.choices(list(HARMS), list(HARMS.values()))[0]
+            kind = chance.choices(list(harms), list(harms.values()))[0]
             await self._do(kind, chance)
             self.done[kind] += 1
 
@@ -111,9 +112,9 @@ class Durable:
                 for member in self.members:
                     member.kill()
             case "executor frozen past its lease":
-                await self._freeze(chance.choice(self.of("executor")), TTL + chance.uniform(0.2, 2.5))
+                self._freeze(chance.choice(self.of("executor")), TTL + chance.uniform(0.2, 2.5))
             case "router frozen":
-                await self._freeze(chance.choice(self.of("event-router")), chance.uniform(0.3, 5))
+                self._freeze(chance.choice(self.of("event-router")), chance.uniform(0.3, 5))
             case "server killed" | "server away":
                 await self.server.kill()
                 await asyncio.sleep(0 if kind == "server killed" else chance.uniform(0.5, 4))
@@ -123,14 +124,20 @@ class Durable:
                 await asyncio.sleep(chance.uniform(0.2, TTL + 1))
                 self.server.resume()
 
-    async def _freeze(self, member: Member, seconds: float) -> None:
+    def _freeze(self, member: Member, seconds: float) -> None:
+        """For so long; whatever else happens meanwhile."""
         member.freeze()
-        await asyncio.sleep(seconds)
-        member.thaw()
+        asyncio.get_running_loop().call_later(seconds, member.thaw)
 
     def unexpected(self) -> list[str]:
-        """Ends of processes nobody here caused, and what their loops threw away."""
-        return unexpected(self.members)
+        """Ends of processes nobody here caused, and what their loops threw away but what workflows raise."""
+        theirs = ("exception=Crash(", "exception=Hopeless(")
+        return [line for line in unexpected(self.members) if not any(text in line for text in theirs)]
+
+    async def problems(self) -> list[str]:
+        """Everything that is not as it should be."""
+        died = bool(self.done["server killed"] or self.done["server away"])
+        return await self.play.problems(disturbed=True, server_died=died) + self.unexpected()
 
 
 @contextlib.asynccontextmanager
@@ -153,10 +160,12 @@ async def durable(folder: Path, seed: int) -> AsyncIterator[Durable]:
                     member.kill(again=False)
 
 
-async def disturbed(running: Durable, seconds: float, chance: Random, *, at_once: int) -> None:
+async def disturbed(
+    running: Durable, seconds: float, chance: Random, *, at_once: int, server: bool = True
+) -> None:
     """Start workflows for so long while harm is done; return when all have ended in peace."""
     play = running.play
-    harming = asyncio.create_task(running.harm(chance))
+    harming = asyncio.create_task(running.harm(chance, server=server))
     try:
         async with asyncio.timeout(seconds):
             await play.all(1_000_000, chance, at_once=at_once, deadly=True)

@@ -254,21 +254,24 @@ class Play:
 
     # The judgement.
 
-    async def judge(self, *, disturbed: bool) -> None:
+    async def judge(self, *, disturbed: bool, server_died: bool = False) -> None:
         """Fail with everything that is not as it should be."""
-        found = await self.problems(disturbed=disturbed)
+        found = await self.problems(disturbed=disturbed, server_died=server_died)
         if found:
             raise AssertionError(
                 "\n".join([f"{len(found)} problems of {len(self.flows)} workflows", *found[:20]])
             )
 
-    async def problems(self, *, disturbed: bool) -> list[str]:
-        """Everything that is not as it should be."""
+    async def problems(self, *, disturbed: bool, server_died: bool = False) -> list[str]:
+        """Everything that is not as it should be. After kill -9 of a server, what was removed may be back, by the
+        hundred (nats-server 2.15.1): then what is left behind tells nothing.
+        """
         found = [problem for root in self.flows async for problem in self._judge_result(root)]
         found += self._judge_journal()
         found += self._judge_effects(disturbed=disturbed)
         found += await self._judge_sent()
-        found += await self._judge_remains()
+        if not server_died:
+            found += await self._judge_remains()
         return found
 
     async def _judge_result(self, root: str):  # type: ignore[no-untyped-def]
