@@ -103,7 +103,9 @@ class Client:
         message = dispatch.new_run(self._bus.names, run, now=now, lead=self._bus.settings.lead_ms)
         if len(message.payload) > self._bus.max_body:
             raise PayloadTooLarge(len(message.payload), self._bus.max_body)
-        await self._open_cancels(definition, run, repeated=id is not None)
+        # Before it is stored: what cancels it may come before it begins.
+        waits = Waits(self._bus, self._bus.clock, self._bus.settings)
+        await waits.open_cancels_of_new(definition.cancel_on, run)
         if message.is_held:
             # A second call must not move the first: what is held stands as it is.
             message = message.with_headers(fenced(0))
@@ -112,19 +114,6 @@ class Client:
         except WrongSequence:
             pass
         return RunHandle(self._bus, function, run.run)
-
-    async def _open_cancels(self, definition: Function, run: Run, *, repeated: bool) -> None:
-        """Before a run is stored: what cancels it may come before it begins, and may have come if it began before."""
-        if not definition.cancel_on:
-            return
-        names = self._bus.names
-        if (
-            repeated
-            and await self._bus.last(names.journal, names.journal_of(run.function, run.run)) is not None
-        ):
-            return
-        waits = Waits(self._bus, self._bus.clock, self._bus.settings)
-        await waits.open_cancels(definition.cancel_on, run)
 
 
 class Functions:

@@ -176,7 +176,7 @@ class Step:
 
         Up to 1,000 stand or fall whole; a longer list goes in batches of 1,000, each whole. Events without an id
         get one made of run, step and position, so that a retry of the run sends nothing twice. Raises
-        `PayloadTooLarge` for an event over the server's limit, `SendFailed` when the server did not confirm.
+        `NonRetriableError` for an event over the server's limit, `SendFailed` when the server did not confirm.
         """
         step = await self._number(id)
         await self._memory.send(step, lambda: self._wire(step, events))

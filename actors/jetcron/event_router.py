@@ -192,12 +192,7 @@ class EventRouter:
     async def _open_cancels(self, triggers: Triggers, one: "_Routed") -> None:
         """Before a run is stored: what cancels it may come before it begins."""
         for run in one.runs:
-            if run.function not in triggers.cancels:
-                continue
-            journal = self._names.journal_of(run.function, run.run)
-            if await self._bus.last(self._names.journal, journal) is not None:
-                continue  # stored before, and begun: it has its waits, or needs none any more
-            await self._waits.open_cancels(triggers.cancels[run.function], run)
+            await self._waits.open_cancels_of_new(triggers.cancels.get(run.function, ()), run)
 
     async def _meet(self, routed: "Sequence[_Routed]") -> "set[_Routed]":
         """Wake or cancel the runs that wait for these events; those for which it could not be done now.

@@ -4,32 +4,18 @@ Owns a small server in a thread of its own, so that it answers when the event lo
 If the thread dies, the supervisor's probe fails and it starts the process anew.
 """
 
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from socketserver import ThreadingMixIn
 from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import make_wsgi_app
 
 from jetcron.clock import Clock
-from jetcron.errors import ConfigurationError
+from jetcron.serving import Start, answer, serving
 
 STUCK_SECONDS = 10.0
 """A loop that has not turned for so long makes /livez fail."""
-
-_Start = Callable[[str, list[tuple[str, str]]], Any]
-
-
-class _Server(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
-
-
-class _Quiet(WSGIRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None:
-        """Probes come every second; nobody reads a line for each."""
 
 
 class Heartbeat:
@@ -60,7 +46,7 @@ def serve(
     """
     metrics = make_wsgi_app(registry)
 
-    def app(environ: dict[str, Any], start: _Start) -> Iterable[bytes]:
+    def app(environ: dict[str, Any], start: Start) -> Iterable[bytes]:
         match environ.get("PATH_INFO"):
             case "/livez":
                 silent = heartbeat.silent()
@@ -75,24 +61,9 @@ def serve(
         start("404 Not Found", [("Content-Type", "text/plain")])
         return [b"try /livez, /readyz or /metrics\n"]
 
-    try:
-        server = make_server("", port, app, server_class=_Server, handler_class=_Quiet)
-    except OSError as error:
-        raise ConfigurationError(
-            f"--http {port}: cannot listen there ({error.strerror}); choose another port"
-        ) from None
-    thread = threading.Thread(
-        target=server.serve_forever, kwargs={"poll_interval": 0.2}, name="probe", daemon=True
-    )
-    thread.start()
-    try:
-        yield server.server_port
-    finally:
-        server.shutdown()
-        server.server_close()
+    with serving(app, "", port, name="probe") as bound:
+        yield bound
 
 
-def _answer(start: _Start, problem: str | None) -> Iterable[bytes]:
-    status = "200 OK" if problem is None else "503 Service Unavailable"
-    start(status, [("Content-Type", "text/plain; charset=utf-8")])
-    return [f"{problem or 'ok'}\n".encode()]
+def _answer(start: Start, problem: str | None) -> Iterable[bytes]:
+    return answer(start, "200 OK" if problem is None else "503 Service Unavailable", problem or "ok")

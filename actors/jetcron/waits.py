@@ -79,6 +79,14 @@ class Waits:
             subjects.append(await self.open(name, match, wait, until=until))
         return subjects
 
+    async def open_cancels_of_new(self, triggers: Sequence[CancelTrigger], run: Run) -> None:
+        """`open_cancels` before a run is stored, unless it was before, and has begun: then it has them, or had."""
+        if not triggers:
+            return
+        journal = self._names.journal_of(run.function, run.run)
+        if await self._bus.last(self._names.journal, journal) is None:
+            await self.open_cancels(triggers, run)
+
     def cancels(self, triggers: Sequence[CancelTrigger], run: Run) -> list[str]:
         """The subjects on which `open_cancels` stores, or has stored."""
         return [

@@ -414,10 +414,6 @@ class Names:
         """Where the outcome of a run that another one invoked is left for it."""
         return f"{self.namespace}.wait.==child.-.-.{run}.{child}"
 
-    def waits_of(self, run: str) -> str:
-        """A filter for everything a run waits for. To look, not to act: the server walks every wait there is."""
-        return f"{self.namespace}.wait.*.*.*.{run}.*"
-
     def waits_for_children(self, run: str) -> str:
         """A filter for the outcomes left for a run."""
         return f"{self.namespace}.wait.==child.-.-.{run}.*"

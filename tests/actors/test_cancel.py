@@ -12,7 +12,7 @@ from jetcron import Context, Retry, StepError
 from jetcron.clock import from_ms
 from jetcron.runs import RunHandle
 from tests.support.nats_server import NatsServer
-from tests.support.stack import PATIENCE, until
+from tests.support.stack import PATIENCE, until, waits_of
 from tests.support.stage import AWAY, HERE, Calls, Stage, outcomes, stage_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -47,7 +47,7 @@ async def ended_as_cancelled(stage: Stage, handle: RunHandle, reason: str = "") 
         return (
             await stage.stack.left(names.work, names.run_consumer(handle.function)) == 0
             and await stage.stack.stored(names.work, held) == []
-            and await stage.stack.stored(names.journal, names.waits_of(handle.id)) == []
+            and await stage.stack.stored(names.journal, waits_of(names, handle.id)) == []
         )
 
     await until(nothing_left, what="nothing left of it")

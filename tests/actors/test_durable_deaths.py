@@ -16,7 +16,7 @@ from jetcron_protocol.codec import decode
 from jetcron_protocol.messages import Event as WireEvent
 from tests.support.faults import Die, Fault, FaultyBus, Killed, LoseAnswer, Wait, was_killed
 from tests.support.nats_server import NatsServer
-from tests.support.stack import PATIENCE, take, until
+from tests.support.stack import PATIENCE, take, until, waits_of
 from tests.support.stage import AWAY, HERE, LOSSES, Calls, Stage, outcomes, stage_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -245,7 +245,7 @@ async def test_who_cancels_may_die_in_any_write(stage: Stage) -> None:
 
             async def nothing_left() -> bool:
                 held = await stage.stack.stored(names.work, names.runs_later_of(handle.function, handle.id))
-                return held == await stage.stack.stored(names.journal, names.waits_of(handle.id)) == []
+                return held == await stage.stack.stored(names.journal, waits_of(names, handle.id)) == []
 
             await until(nothing_left, what=f"nothing left after {fault} at {nth}")
         else:

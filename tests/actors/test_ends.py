@@ -20,7 +20,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 FUNCTIONS: dict[str, Any] = {
     "bounded": {"retries": 0, "timeout": 0.3},
     "tried": {"retry": QUICK, "timeout": 0.2},
-    "due": {"retry": Retry(attempts=9, waits=[0.05], jitter=0), "deadline": 0.7},
+    "due": {"retry": Retry(attempts=9, waits=[0.2], jitter=0), "deadline": 1.5},
     "hasty": {"retries": 0, "start_timeout": 0.2},
     "hasty_on": {"retries": 0, "start_timeout": 0.2, "on": "ends.hasty"},
     "slow_retry": {"retry": Retry(attempts=2, waits=[600]), "deadline": 5},
@@ -121,13 +121,13 @@ async def test_a_deadline_ends_a_run_whatever_it_does(stage: Stage, calls: Calls
         if kind == "failing" and failed.type == "ValueError":
             return  # the next attempt would have been too late
         assert failed.type.endswith("DeadlineExceeded")
-        assert "did not end within its deadline of 0.7 s" in failed.message
-        assert history.last.at - history.about.fire_at >= 700
+        assert "did not end within its deadline of 1.5 s" in failed.message
+        assert history.last.at - history.about.fire_at >= 1_500
 
     async with asyncio.TaskGroup() as group:
         for kind in ("sleep", "event", "running", "failing"):
             group.create_task(ended(kind))
-    assert 1 <= calls.made.count("failing") < 9
+    assert 1 < calls.made.count("failing") < 9
 
 
 async def test_a_retry_after_the_deadline_is_not_waited_for(stage: Stage) -> None:

@@ -17,7 +17,7 @@ from jetcron.dispatch import new_run
 from jetcron_protocol.codec import decode
 from jetcron_protocol.messages import Gap, Lane, Overlap, Run, Schedule
 from tests.support.nats_server import NatsServer
-from tests.support.stack import PATIENCE, Entry, Running, Stack, take, until
+from tests.support.stack import PATIENCE, Entry, Running, Stack, take, until, waits_of
 
 F = "lane.f"
 NEVER = "0 0 29 2 *"
@@ -178,7 +178,7 @@ async def test_what_is_left_out_waits_for_nothing_that_would_cancel_it(shared_na
     async with house(shared_nats, "skip", declare) as h:
         await h.fire(1)
         await h.began(1)
-        waits = h.stack.names.waits_of("*")
+        waits = waits_of(h.stack.names, "*")
         before = await h.stack.bus.subjects(h.stack.names.journal, waits)
         await h.fire(2)
         await h.settled_but(1)

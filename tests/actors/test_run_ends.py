@@ -11,7 +11,7 @@ from jetcron import CancelOn, Context, Event
 from jetcron.bus import Bus, StoredMessage
 from tests.support.faults import LoseAnswer
 from tests.support.nats_server import NatsServer
-from tests.support.stack import until
+from tests.support.stack import until, waits_of
 from tests.support.stage import HERE, Stage, stage_of
 
 FUNCTIONS: dict[str, Any] = {
@@ -44,7 +44,7 @@ async def test_an_event_that_is_routed_again_opens_nothing_of_a_run_that_ended(s
     await stage.stack.settled(names.events, names.event_router)
 
     async def nothing_waits() -> bool:
-        return not any([await stage.stack.bus.subjects(names.journal, names.waits_of(run)) for run in ran])
+        return not any([await stage.stack.bus.subjects(names.journal, waits_of(names, run)) for run in ran])
 
     await until(nothing_waits)
     assert len(ran) == len(set(ran)) == 2, "a run of each app, once"

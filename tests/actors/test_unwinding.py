@@ -10,7 +10,7 @@ import pytest_asyncio
 
 from jetcron import Context, StepError
 from tests.support.nats_server import NatsServer
-from tests.support.stack import PATIENCE, until
+from tests.support.stack import PATIENCE, until, waits_of
 from tests.support.stage import AWAY, HERE, Calls, Stage, outcomes, stage_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -189,6 +189,6 @@ async def test_a_branch_that_fails_beside_one_that_waits_fails_the_run_at_once(s
         names = stage.stack.names
 
         async def forgotten() -> bool:
-            return await stage.stack.stored(names.journal, names.waits_of(handle.id)) == []  # noqa: B023
+            return await stage.stack.stored(names.journal, waits_of(names, handle.id)) == []  # noqa: B023
 
         await until(forgotten, what="its wait purged")

@@ -17,7 +17,7 @@ from jetcron_protocol.codec import decode
 from jetcron_protocol.messages import Wait
 from tests.support.faults import LoseAnswer
 from tests.support.nats_server import NatsServer
-from tests.support.stack import PATIENCE, until
+from tests.support.stack import PATIENCE, until, waits_of
 from tests.support.stage import AWAY, HERE, Stage, all_of, outcomes, stage_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -96,7 +96,7 @@ async def not_met(stage: Stage, handle: RunHandle) -> None:
     """Whatever was routed so far: the run waits as before. Then it is ended."""
     assert await handle.status() == "waiting"
     names = stage.stack.names
-    (stored,) = await stage.stack.stored(names.journal, names.waits_of(handle.id))
+    (stored,) = await stage.stack.stored(names.journal, waits_of(names, handle.id))
     assert decode(Wait, stored.payload).met is None
     await handle.cancel()
 
@@ -294,7 +294,7 @@ async def test_a_wait_that_was_being_stored_when_its_run_ended_is_forgotten_too(
     assert (await handle.history()).waits == {}
     await stage.stack.settled(names.work, names.run_consumer(handle.function))
     await asyncio.sleep(0.3)  # the time after which it would be stored again
-    assert await stage.stack.stored(names.journal, names.waits_of(handle.id)) == []
+    assert await stage.stack.stored(names.journal, waits_of(names, handle.id)) == []
 
 
 async def test_waits_leave_nothing_behind(stage: Stage) -> None:
@@ -313,12 +313,12 @@ async def test_waits_leave_nothing_behind(stage: Stage) -> None:
 
     handle = await stage.play(code)
     await stage.opened(handle)
-    assert len(await stage.stack.stored(names.journal, names.waits_of(handle.id))) == 1
+    assert len(await stage.stack.stored(names.journal, waits_of(names, handle.id))) == 1
     await stage.send(Event("left.met"))
     await stage.failure_of(handle)
 
     async def none_left() -> bool:
-        return await stage.stack.stored(names.journal, names.waits_of(handle.id)) == []
+        return await stage.stack.stored(names.journal, waits_of(names, handle.id)) == []
 
     await until(none_left, what="waits purged")
     assert outcomes(await handle.history())[-1] == "failed"

@@ -15,7 +15,7 @@ from jetcron_protocol.codec import decode
 from jetcron_protocol.messages import JournalEntry
 from tests.support.faults import Die, LoseAnswer, Wait
 from tests.support.nats_server import NatsServer
-from tests.support.stack import PATIENCE, until
+from tests.support.stack import PATIENCE, until, waits_of
 from tests.support.stage import AWAY, HERE, QUICK, Calls, Stage, stage_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -137,7 +137,7 @@ async def test_a_wait_whose_executor_dies_beside_it_is_forgotten_with_its_run(
     await stage.restart(HERE)
     await handle.result(PATIENCE)
     assert len(tries) == 2
-    left = await stage.stack.stored(names.journal, names.waits_of(handle.id))
+    left = await stage.stack.stored(names.journal, waits_of(names, handle.id))
     assert [TTL in message.headers for message in left] == ([True] if where == "wait" else [])
 
 
@@ -161,7 +161,7 @@ async def test_a_wait_whose_branch_is_cancelled_as_it_ends_is_forgotten(stage: S
 
     run, cancelled = await stage.result(code, on=f"{HERE}.once")
     assert cancelled == "True"
-    assert await stage.stack.bus.subjects(names.journal, names.waits_of(run)) == []
+    assert await stage.stack.bus.subjects(names.journal, waits_of(names, run)) == []
 
 
 @pytest.mark.parametrize("app", [AWAY, HERE])

@@ -28,6 +28,7 @@ from jetcron.registration import register
 from jetcron.settings import Settings
 from jetcron_protocol.codec import DecodeError, decode, unpack
 from jetcron_protocol.messages import DeadLetter, JournalEntry, SyncReply
+from jetcron_protocol.subjects import Names
 from tests.support.faults import Die, Fault, FaultyBus, Killed, LoseAnswer, Refuse, was_killed
 from tests.support.nats_server import NatsServer
 
@@ -283,6 +284,11 @@ class Stack:
             return await self.left(stream, durable) == 0
 
         await until(done, what=f"{durable} done")
+
+
+def waits_of(names: Names, run: str) -> str:
+    """A filter for everything a run waits for. Not for the product: the server walks every wait there is."""
+    return f"{names.namespace}.wait.*.*.*.{run}.*"
 
 
 class HastyClock(SystemClock):

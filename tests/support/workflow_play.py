@@ -25,6 +25,7 @@ from jetcron_protocol.ids import manual_run_id
 from jetcron_protocol.messages import Event as WireEvent
 from jetcron_protocol.messages import JournalEntry, Run
 from tests.support.chaos import Books, now_ms, until
+from tests.support.stack import waits_of
 from tests.support.workflow_app import app
 from tests.support.workflows import LOST, SENT, Node, agrees, expected, grow, nodes
 
@@ -71,10 +72,6 @@ class Diary(Books):
             who = f"{entry.executor[-6:]} {entry.turn}"
             lines.append(f"  {one.sequence} {entry.at} {who} {entry.entry} {shown}")
         return "\n".join(lines)
-
-
-_HELD_AGAIN = 2
-"""Turns that may be left held after all that was killed and frozen."""
 
 
 @dataclass(slots=True)
@@ -240,7 +237,7 @@ class Play:
         names = self._bus.names
         for run in open_runs[:5]:
             for stream, filter in (
-                (names.journal, names.waits_of(run)),
+                (names.journal, waits_of(names, run)),
                 (names.work, names.run_later_of(run)),
             ):
                 try:
@@ -407,11 +404,8 @@ class Play:
         """Nothing stands any more that belongs to what has ended."""
         names = self._bus.names
         found = await self._bus.subjects(names.work, names.run_ready_all)
-        # A process that dies or is frozen between two writes may hold a turn once more that was woken: it is
-        # released at its time, finds its run ended and is acknowledged. Rare, or it is another fault.
-        held = await self._bus.subjects(names.work, names.run_later_all)
-        if len(held) > _HELD_AGAIN:
-            found += [f"{subject}\n{self.diary.told(subject.split('.')[-2])}" for subject in held]
+        for subject in await self._bus.subjects(names.work, names.run_later_all):
+            found.append(f"{subject}\n{self.diary.told(subject.split('.')[-2])}")
         for subject in await self._bus.subjects(names.journal, names.wait_all):
             if subject.count(".") > 2:
                 found.append(f"{subject}\n{self.diary.told(subject.split('.')[-2])}")

@@ -6,33 +6,21 @@ here, and nothing is lost when the process dies.
 
 import asyncio
 import json
-import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
-from socketserver import ThreadingMixIn
 from typing import Any
 from urllib.parse import parse_qsl
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from jetcron.errors import ConfigurationError, JetcronError
+from jetcron.serving import Start, answer, serving
 from jetcron.shadow import read_report
 
 MAX_BODY = 64 * 1024
 """Bytes of one report."""
 _STORED_WITHIN = 10.0
 
-_Start = Callable[[str, list[tuple[str, str]]], Any]
 Store = Callable[[dict[str, Any]], Awaitable[Any]]
 """Stores the data of one report."""
-
-
-class _Server(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
-
-
-class _Quiet(WSGIRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None:
-        """A line for each report would hide what the verb prints."""
 
 
 @contextmanager
@@ -42,33 +30,22 @@ def receive(host: str, port: int, store: Store, loop: asyncio.AbstractEventLoop)
     Raises `ConfigurationError` when the port is taken.
     """
 
-    def app(environ: dict[str, Any], start: _Start) -> Iterable[bytes]:
+    def app(environ: dict[str, Any], start: Start) -> Iterable[bytes]:
         if environ["REQUEST_METHOD"] != "POST":
-            return _answer(start, "405 Method Not Allowed", "POST a report: schedule=ID, or JSON")
+            return answer(start, "405 Method Not Allowed", "POST a report: schedule=ID, or JSON")
         try:
             data = _data(environ)
             read_report(data, 0)
         except (ConfigurationError, ValueError) as error:
-            return _answer(start, "400 Bad Request", str(error))
+            return answer(start, "400 Bad Request", str(error))
         try:
             asyncio.run_coroutine_threadsafe(_stored(store, data), loop).result(_STORED_WITHIN)
         except (JetcronError, TimeoutError, RuntimeError) as error:
-            return _answer(start, "503 Service Unavailable", f"not stored: {error}")
-        return _answer(start, "204 No Content", "")
+            return answer(start, "503 Service Unavailable", f"not stored: {error}")
+        return answer(start, "204 No Content", "")
 
-    try:
-        server = make_server(host, port, app, server_class=_Server, handler_class=_Quiet)
-    except OSError as error:
-        raise ConfigurationError(f"--http {host}:{port}: cannot listen there ({error.strerror})") from None
-    thread = threading.Thread(
-        target=server.serve_forever, kwargs={"poll_interval": 0.1}, name="reports", daemon=True
-    )
-    thread.start()
-    try:
-        yield server.server_port
-    finally:
-        server.shutdown()
-        server.server_close()
+    with serving(app, host, port, name="reports") as bound:
+        yield bound
 
 
 async def _stored(store: Store, data: dict[str, Any]) -> None:
@@ -86,8 +63,3 @@ def _data(environ: dict[str, Any]) -> dict[str, Any]:
         assert isinstance(found, dict)
         return found
     return dict(parse_qsl(body, strict_parsing=True))
-
-
-def _answer(start: _Start, status: str, text: str) -> Iterable[bytes]:
-    start(status, [("Content-Type", "text/plain; charset=utf-8")])
-    return [f"{text}\n".encode()] if text else []

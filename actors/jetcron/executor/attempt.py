@@ -80,7 +80,6 @@ class Attempts:
             )
         finally:
             claimed.executing = None
-            branches.close()
             steps.close()
             self._metrics.of(run.function).duration.observe((self._clock.now() - claimed.started) / 1000)
         return Raised(steps.broken) if steps.broken is not None else outcome

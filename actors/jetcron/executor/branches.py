@@ -65,10 +65,10 @@ class Branches:
         self._delivering: asyncio.Task[None] | None = None
         _tasks.set(self._live)
 
-    def close(self) -> None:
-        """The code has ended. What it left waiting for its steps would wait for ever."""
+    def close(self, branches: "Iterable[asyncio.Task[Any]]") -> None:
+        """The code has ended: its `branches` go no further, and what it left waiting for its steps would for ever."""
         _tasks.set(None)
-        self.unwind(self._standing)
+        self._cancel({*self._awaiting(self._standing), *branches})
         if self._delivering is not None:
             self._delivering.cancel()
 
@@ -104,8 +104,14 @@ class Branches:
 
     def unwind(self, waiting: "Iterable[asyncio.Task[Any]]") -> None:
         """Cancel those that wait, and whoever awaits them: a group takes a member's cancellation for its end."""
+        self._cancel(self._awaiting(waiting))
+
+    def _awaiting(self, waiting: "Iterable[asyncio.Task[Any]]") -> "list[asyncio.Task[Any]]":
         these = set(waiting)
-        for task in [task for task in self._live if _awaits(task, these, set())]:
+        return [task for task in self._live if _awaits(task, these, set())]
+
+    def _cancel(self, tasks: "Iterable[asyncio.Task[Any]]") -> None:
+        for task in tasks:
             if task is not self.main:
                 task.cancel()
 

@@ -140,9 +140,7 @@ class Steps:
         """The code has ended. Branches that it left go no further: the next attempt has its own."""
         if self._keeping is not None:
             self._keeping.cancel()
-        for task in self._callers:
-            if task is not self._branches.main and not task.cancelling():
-                task.cancel()
+        self._branches.close(self._callers)
 
     # What `context.Memory` asks for.
 
