@@ -16,7 +16,7 @@ from jetcron_protocol.codec import decode
 from jetcron_protocol.messages import Event as WireEvent
 from tests.support.faults import Die, Fault, FaultyBus, Killed, LoseAnswer, Wait, was_killed
 from tests.support.nats_server import NatsServer
-from tests.support.stack import PATIENCE, take, until, waits_of
+from tests.support.stack import PATIENCE, take, take_rest, until, waits_of
 from tests.support.stage import AWAY, HERE, LOSSES, Calls, Stage, outcomes, stage_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -196,12 +196,12 @@ async def test_a_router_may_die_in_any_write_of_a_meeting(stage: Stage, calls: C
             writes = list(bus.writes)
         for delivery in deliveries:
             await stage.stack.bus.post(delivery._reply, b"-NAK")
-        async with FaultyBus(stage.stack.settings) as bus:
-            while await stage.stack.left(names.events, names.event_router):
-                await stage.stack.make("event-router", bus).handle(
-                    await take(bus, names.events, names.event_router)
-                )
-                await bus.settled()
+        await take_rest(
+            stage.stack,
+            names.events,
+            names.event_router,
+            lambda bus, found: stage.stack.make("event-router", bus).handle(found),
+        )
         assert [await handle.result(PATIENCE) for handle in handles] == [data, data, [number, number]], (
             fault,
             nth,
