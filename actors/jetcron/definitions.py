@@ -74,6 +74,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "tags": [],
 }
 EXECUTES = ("jetcron", "other")
+_NEEDED = ("id", "function")
 _ONCE = ("start", "end", "max_runs")
 
 
@@ -150,7 +151,7 @@ class _Fields:
         return self._raw.get(name, _DEFAULTS[name])
 
     def _check(self, name: str, look: Callable[[], object]) -> None:
-        if name in self._faulty:
+        if name in self._faulty or (name not in self._raw and name not in _NEEDED):
             return
         try:
             look()

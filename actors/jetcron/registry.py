@@ -145,11 +145,7 @@ class Registry:
             if previous is not None and previous.state == "active":
                 successors.append(mine[-1])
         await self._arm(mine, applied)
-
-        async def purge(entry: Entry) -> None:
-            await self._purge_far_off(entry, now)
-
-        await each(purge, successors)
+        await self._purge_far_off(successors, now)
 
     def _entry(self, schedule: Schedule, expected: int) -> Outgoing:
         headers = fenced(expected)
@@ -189,13 +185,18 @@ class Registry:
         if len(standing) < len(groups):
             raise TryAgain(0, 0, f"{len(groups) - len(standing)} first ticks were not confirmed")
 
-    async def _purge_far_off(self, entry: Entry, now: int) -> None:
+    async def _purge_far_off(self, entries: Sequence[Entry], now: int) -> None:
         """Ticks of older revisions: left to stand, they would hide that the chain of this one is broken."""
-        held = self._names.ticks_of(entry.schedule.id, state="held")
-        for subject in await self._bus.subjects(self._names.work, held):
+        revisions = {entry.schedule.id: entry.revision for entry in entries}
+        held = [self._names.ticks_of(id, state="held") for id in revisions]
+        ticks = await self._bus.subjects_of(self._names.work, held)
+
+        async def purge(subject: str) -> None:
             tick = self._names.parse_tick(subject)
-            if tick.revision < entry.revision and tick.at - now > FAR_OFF_MS:
+            if tick.revision < revisions[tick.schedule] and tick.at - now > FAR_OFF_MS:
                 await self._bus.purge(self._names.work, subject)
+
+        await each(purge, ticks)
 
 
 def _held(kind: type[M], stored: StoredMessage | None) -> Held[M]:

@@ -56,10 +56,9 @@ def updated(id: str, changes: Mapping[str, Any], previous: Schedule | None, *, n
             merged.pop(name, None)
     merged |= {name: value for name, value in changes.items() if name in FIELDS}
     found = check({"id": id, **merged}, now=now)
-    if found.schedule is not None:
-        # What has ended begins again, for it fires again.
-        state = "active" if previous.state == "ended" else previous.state
-        found.schedule = replace(found.schedule, state=state)
+    # What has ended begins again, for it fires again.
+    if found.schedule is not None and previous.state not in ("active", "ended"):
+        found.schedule = replace(found.schedule, state=previous.state)
     return found
 
 
@@ -100,7 +99,17 @@ def followed(schedule: Schedule, function: FunctionState) -> Schedule | None:
 
 def same(one: Schedule, other: Schedule) -> bool:
     """Whether two revisions are of one definition and state: to write the second would change nothing."""
-    return one.state == other.state and one.origin == other.origin and definition(one) == definition(other)
+    return (
+        one.state == other.state
+        and one.origin == other.origin
+        and all(getattr(one, name) == getattr(other, name) for name in FIELDS if name != "end")
+        and _end_given(one) == _end_given(other)
+    )
+
+
+def _end_given(schedule: Schedule) -> int | None:
+    """The author's own end: beside `max_runs` the one in force is computed."""
+    return schedule.end if schedule.max_runs is None else schedule.end_given
 
 
 def settled(schedule: Schedule, previous: Schedule | None) -> Schedule:
@@ -109,8 +118,9 @@ def settled(schedule: Schedule, previous: Schedule | None) -> Schedule:
     Occurrences count from the revision that first had `max_runs`, those of its active revisions alone. What has
     none left, or none to come, is not active: it has ended, and what is once is gone.
     """
-    given = definition(schedule).get("end")
-    schedule = replace(schedule, end=given, end_given=None, counted=0)
+    given = _end_given(schedule)
+    if (schedule.end, schedule.end_given, schedule.counted) != (given, None, 0):
+        schedule = replace(schedule, end=given, end_given=None, counted=0)
     if previous is not None and previous.state == "deleted":
         previous = None
     if schedule.max_runs is not None:

@@ -41,7 +41,8 @@ async def checked_parts(bus: Bus, schedules: Iterable[Mapping[str, Any]]) -> lis
         seen.add(name)
         if isinstance(raw.get("function"), str):
             users.setdefault(raw["function"], []).append(name)
-        parts.append(Part(name, {key: value for key, value in raw.items() if value is not None}))
+        given = {key: value for key, value in raw.items() if value is not None}
+        parts.append(Part(name, given, checked=found.schedule))
     await check_functions(bus, users, faults)
     if faults:
         raise ScheduleRefused(faults)

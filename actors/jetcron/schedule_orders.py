@@ -21,7 +21,7 @@ from jetcron.many import each
 from jetcron.registration import order
 from jetcron_protocol.codec import pack
 from jetcron_protocol.ids import ulid
-from jetcron_protocol.messages import ScheduleCommand, SyncCommand, SyncReply
+from jetcron_protocol.messages import Schedule, ScheduleCommand, SyncCommand, SyncReply
 from jetcron_protocol.subjects import InvalidName, check_id, escape
 
 MAX_SCHEDULES = 400
@@ -50,11 +50,15 @@ class InForce:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What is ordered of one schedule: its map for create and update, its id for all else."""
+    """What is ordered of one schedule: its map for create and update, its id for all else.
+
+    `checked`: the schedule that a whole definition makes, where it was looked at here.
+    """
 
     id: str
     raw: Mapping[str, Any] | None = None
     if_revision: int | None = None
+    checked: Schedule | None = None
 
 
 def named(ids: Iterable[str], if_revision: int | None = None) -> list[Part]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jetcron.bus import Bus, StoredMessage
-from jetcron.definitions import FIELDS, check, definition
+from jetcron.definitions import FIELDS, definition
 from jetcron.errors import ScheduleRefused
 from jetcron.schedule_orders import Part
 from jetcron_protocol.codec import decode
@@ -43,7 +43,6 @@ async def make_plan(bus: Bus, parts: Sequence[Part], *, prune: bool) -> Plan:
     """Compare definitions with what the registry holds; raises `ScheduleRefused` for what can neither be nor change."""
     plan = Plan()
     faults: dict[str, list[str]] = {}
-    now = bus.clock.now()
     entries = await bus.entries([bus.names.schedule_key(part.id) for part in parts])
     for part in parts:
         stored = entries.get(bus.names.schedule_key(part.id))
@@ -57,7 +56,7 @@ async def make_plan(bus: Bus, parts: Sequence[Part], *, prune: bool) -> Plan:
         if standing.state == "archived":
             faults[part.id] = ["it is archived; allowed is to unpause it, or to delete it first"]
             continue
-        _compare(plan, part, standing, stored, now)
+        _compare(plan, part, standing, stored)
     if faults:
         raise ScheduleRefused(faults)
     if prune:
@@ -65,10 +64,9 @@ async def make_plan(bus: Bus, parts: Sequence[Part], *, prune: bool) -> Plan:
     return plan
 
 
-def _compare(plan: Plan, part: Part, standing: Schedule, stored: StoredMessage, now: int) -> None:
-    wanted = check(part.raw, now=now).schedule
-    assert wanted is not None, "it was looked at before"
-    before, after = definition(standing), definition(wanted)
+def _compare(plan: Plan, part: Part, standing: Schedule, stored: StoredMessage) -> None:
+    assert part.checked is not None, "what has a fault is not planned"
+    before, after = definition(standing), definition(part.checked)
     changed = {
         name: (before.get(name), after.get(name)) for name in FIELDS if before.get(name) != after.get(name)
     }

@@ -314,6 +314,39 @@ async def test_a_stale_replica_is_not_believed(stack: Stack, monkeypatch: pytest
     assert [found[key].payload for key in keys] == [b"new", b"new", b"old"]
 
 
+async def test_the_subjects_of_many_filters(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked in a few requests; one by one where too many match for one answer, and where the replica lags."""
+    names, bus = stack.names, stack.bus
+    filters = [names.journal_of(f"app.f{n}") for n in range(600)]
+    assert await bus.subjects_of(names.journal, filters[:2]) == []
+    wanted = {names.journal_of(f"app.f{n}", f"run{m}") for n in range(600) for m in range(1 if n else 1100)}
+    await bus.publish_groups([[Outgoing(subject, b"x")] for subject in sorted(wanted)])
+    requests: list[int] = []
+    direct = bus._direct
+    stale = await direct(names.journal, {"multi_last": filters[1:3]})
+
+    async def counted(stream: str, query: dict[str, Any]) -> tuple[list[StoredMessage], int]:
+        requests.append(len(query["multi_last"]))
+        return await direct(stream, query)
+
+    monkeypatch.setattr(bus, "_direct", counted)
+    found = await bus.subjects_of(names.journal, filters)
+    assert len(found) == len(wanted)
+    assert set(found) == wanted
+    assert requests == [250, 250, 100]
+
+    async def replica(stream: str, query: dict[str, Any]) -> tuple[list[StoredMessage], int]:
+        return stale
+
+    await bus.publish(names.journal_of("app.f1", "new"), b"x")
+    monkeypatch.setattr(bus, "_direct", replica)
+    assert set(await bus.subjects_of(names.journal, filters[1:3])) == {
+        names.journal_of("app.f1", "new"),
+        names.journal_of("app.f1", "run0"),
+        names.journal_of("app.f2", "run0"),
+    }
+
+
 async def test_a_history_is_whole_though_the_replica_lacks_its_end(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -121,6 +121,26 @@ class Reader(Link):
                 fresh[subject] = answer
         return fresh
 
+    async def subjects_of(self, stream: str, filters: Sequence[str]) -> list[str]:
+        """The names of all subjects that match one of `filters`, many filters in a request.
+
+        For filters that few and small messages match. Reads as of now or later: where the answering replica had not
+        reached the stream's last sequence, or too many match, the leader is asked for each filter by itself.
+        """
+        names: list[str] = []
+        for some in _requests(filters, self.max_body // 2, MAX_MULTI // 4):
+            behind = (await self.stream_state(stream)).last_sequence
+            try:
+                found, up_to = await self._direct(stream, {"multi_last": some})
+            except TryAgain:
+                up_to = -1
+            if up_to >= behind:
+                names += [message.subject for message in found]
+            else:
+                for filter in some:
+                    names += await self.subjects(stream, filter)
+        return names
+
     async def multi_last_all(self, stream: str, subjects: Sequence[str]) -> dict[str, StoredMessage]:
         """`multi_last` of any number of subjects, in as many requests as it takes; deleted keys are in it."""
         found: dict[str, StoredMessage] = {}
@@ -237,12 +257,12 @@ class Reader(Link):
                 return names
 
 
-def _requests(subjects: Sequence[str], limit: int) -> Iterator[list[str]]:
+def _requests(subjects: Sequence[str], limit: int, most: int = MAX_MULTI) -> Iterator[list[str]]:
     """As many as one request may name, `limit` bytes of them at most: an id of users' may make a long subject."""
     some: list[str] = []
     size = 0
     for subject in subjects:
-        if some and (len(some) == MAX_MULTI or size + len(subject) > limit):
+        if some and (len(some) == most or size + len(subject) > limit):
             yield some
             some, size = [], 0
         some.append(subject)

@@ -15,7 +15,7 @@ from nats.protocol.command import hpub_cmd, pub_cmd
 
 Headers = dict[str, str]
 
-_VERSION = b"NATS/1.0"
+_VERSION = "NATS/1.0"
 STATUS = "Status"
 DESCRIPTION = "Description"
 
@@ -99,13 +99,13 @@ def write_headers(headers: Headers) -> bytes:
 
 def parse_headers(raw: bytes) -> Headers:
     """The headers in a block, its inline status among them."""
-    first, *lines = raw.split(b"\r\n")
+    first, *lines = raw.decode("utf-8", "replace").split("\r\n")
     found: Headers = {}
     for line in lines:
-        name, colon, value = line.partition(b":")
+        name, colon, value = line.partition(":")
         if colon:
-            found[name.decode("utf-8", "replace").strip()] = value.decode("utf-8", "replace").strip()
-    status = first[len(_VERSION) :].decode("utf-8", "replace").strip()
+            found[name.strip()] = value.strip()
+    status = first[len(_VERSION) :].strip()
     if status:
         code, _, description = status.partition(" ")
         found[STATUS] = code
