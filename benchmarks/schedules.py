@@ -13,7 +13,7 @@ import uvloop
 from benchmarks.stack import Actor, Stack, percentile, resident, stack
 from jetcron import App, Client, Context
 from jetcron.registration import register
-from jetcron.schedule_plan import Plan
+from jetcron.schedules.plan import Plan
 
 COUNT = 100_000
 CHANGED = 10_000

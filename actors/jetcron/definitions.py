@@ -109,6 +109,13 @@ def check(raw: object, *, now: int, faulty: Collection[str] = ()) -> Checked:
     return Checked(id if isinstance(id, str) else "", found.schedule(), found.faults)
 
 
+def no_function(function: str, *, archived: bool) -> str:
+    """What is to be said of a function that is not registered, or no more."""
+    if archived:
+        return f"function={function!r} is archived; registering its app again brings it back"
+    return f"function={function!r} is not registered; 'jetcron functions list' shows what is"
+
+
 class _Fields:
     """One walk over the fields of a definition; `faults` grows with each that cannot be."""
 

@@ -8,10 +8,10 @@ import pytest_asyncio
 
 from jetcron import App, Client, ConfigurationError
 from jetcron.bus import Delivery
-from jetcron.canary import CanaryApp, read_note
 from jetcron.cli.cycles import Finding
 from jetcron.cli.doctor import examine
 from jetcron.dispatch import new_run
+from jetcron.health_checker.canary import CanaryApp, read_note
 from jetcron.registration import order
 from jetcron_protocol import topology
 from jetcron_protocol.codec import decode, encode

@@ -14,7 +14,7 @@ from jetcron.clock import from_ms
 from jetcron.cycle import make_run
 from jetcron.dispatch import new_run
 from jetcron.errors import NotFound, ScheduleRefused
-from jetcron.handover import TAKEN, HandOver
+from jetcron.schedules.handover import TAKEN, HandOver
 from jetcron_protocol.codec import decode, encode
 from jetcron_protocol.messages import Gap, Past, Schedule
 from tests.support.command_line import acall

@@ -9,9 +9,9 @@ import pytest
 import pytest_asyncio
 from structlog.testing import capture_logs
 
-from jetcron import chains
 from jetcron.cli.doctor import examine
 from jetcron.dispatch import held_tick
+from jetcron.health_checker import chains
 from jetcron_protocol.codec import decode, encode
 from jetcron_protocol.messages import Breaks, Past, Schedule, Sweep, Tick
 from tests.actors.test_health_checker_deaths import in_group

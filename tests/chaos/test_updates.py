@@ -13,7 +13,7 @@ from typing import Any
 
 from jetcron.bus import Bus
 from jetcron.health_checker import arm
-from jetcron.schedule_orders import Order, Part
+from jetcron.schedules.orders import Order, Part
 from jetcron.settings import Settings
 from tests.chaos.updates_app import app
 from tests.support.chaos import FAST, Books, Member, Tally, now_ms, until

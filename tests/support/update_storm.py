@@ -7,7 +7,7 @@ from typing import Any
 
 from jetcron.bus import Bus
 from jetcron.errors import BusError, NotFound
-from jetcron.schedule_orders import Order, Part, submit
+from jetcron.schedules.orders import Order, Part, submit
 
 FUNCTION = "updates.work"
 SECOND = 1_000

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jetcron.cycle import Entry, Turn, decide_turn
-from jetcron.handover import _changes, _in_turn, _Reign
+from jetcron.schedules.handover import _changes, _in_turn, _Reign
 from jetcron_protocol.messages import Past, Schedule, Tick
 
 SECOND = 1_000

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from jetcron.cli.schedule_load import plot
 from jetcron.clock import to_ms
 from jetcron.cycle import make_run, next_occurrence
-from jetcron.load import MINUTE, empty
+from jetcron.schedules.load import MINUTE, empty
 from jetcron_protocol.messages import Schedule
 
 NOW = to_ms(datetime(2030, 3, 30, 12, 0, 30, tzinfo=UTC))

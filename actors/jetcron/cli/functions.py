@@ -9,7 +9,7 @@ from jetcron.cli import output, session
 from jetcron.client import Client
 from jetcron.clock import SystemClock, from_ms
 from jetcron.cron import CronError, fire_times
-from jetcron.declared import schedule_id
+from jetcron.cron_sync.declared import schedule_id
 from jetcron.errors import NotFound, TryAgain
 from jetcron_protocol.messages import Function
 from jetcron_protocol.subjects import HANDLER

@@ -3,11 +3,11 @@
 Only reads.
 """
 
-from jetcron.breaks import TOO_OFTEN
 from jetcron.bus import Bus
-from jetcron.canary import PERIODS_SILENT, read_note
 from jetcron.cli.cycles import Finding
 from jetcron.clock import Clock
+from jetcron.health_checker.breaks import TOO_OFTEN
+from jetcron.health_checker.canary import PERIODS_SILENT, read_note
 from jetcron.settings import Settings
 from jetcron_protocol.codec import DecodeError, decode
 from jetcron_protocol.messages import Breaks, Function

@@ -16,7 +16,7 @@ from jetcron.cli import output, session
 from jetcron.cli.functions import Json
 from jetcron.client import Client
 from jetcron.errors import ConfigurationError, TryAgain
-from jetcron.schedule_plan import Change, Plan
+from jetcron.schedules.plan import Change, Plan
 
 LINES = (".jsonl", ".ndjson")
 """How the name of a file of JSON Lines ends; any other is YAML."""

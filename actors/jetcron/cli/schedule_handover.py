@@ -1,6 +1,6 @@
 """`jetcron schedules fired` and `hand-over`: for schedules that another scheduler executes, all or a part.
 
-Owns how they are asked on the command line; the rule both sides go by is in `jetcron.handover`.
+Owns how they are asked on the command line; the rule both sides go by is in `jetcron.schedules.handover`.
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ from jetcron.client import Client
 from jetcron.clock import to_ms
 from jetcron.cron import CronError, parse_duration
 from jetcron.errors import TryAgain
-from jetcron.handover import Fired
-from jetcron.schedule_orders import InForce
+from jetcron.schedules.handover import Fired
+from jetcron.schedules.orders import InForce
 
 ELSEWHERE = 3
 """The exit code of `fired` for an occurrence that is executed elsewhere: no failure, and not to be executed."""

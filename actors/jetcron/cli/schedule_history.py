@@ -9,7 +9,7 @@ from jetcron.cli import output, runs, session
 from jetcron.cli.functions import Json
 from jetcron.client import Client
 from jetcron.clock import to_ms
-from jetcron.schedule_history import Outcome
+from jetcron.schedules.history import Outcome
 
 
 def add_to(app: typer.Typer) -> None:

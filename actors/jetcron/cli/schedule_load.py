@@ -11,7 +11,7 @@ from jetcron.client import Client
 from jetcron.clock import from_ms
 from jetcron.cron import CronError
 from jetcron.cron.zones import check_zone
-from jetcron.load import MINUTE, Load
+from jetcron.schedules.load import MINUTE, Load
 
 _BARS = "▁▂▃▄▅▆▇█"
 _HOUR = 60

@@ -13,7 +13,7 @@ from jetcron.cli.sending import parsed
 from jetcron.client import Client
 from jetcron.clock import to_ms
 from jetcron.errors import TryAgain
-from jetcron.schedule_orders import InForce
+from jetcron.schedules.orders import InForce
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The schedule's id.")]
 Ids = Annotated[list[str], typer.Argument(metavar="ID...")]

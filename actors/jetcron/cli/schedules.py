@@ -19,9 +19,9 @@ from jetcron.cli.functions import Json
 from jetcron.client import Client
 from jetcron.clock import to_ms
 from jetcron.cron import CronError, parse_duration
-from jetcron.schedule_details import Details
-from jetcron.schedule_history import Outcome
-from jetcron.schedule_views import Page, ScheduleView
+from jetcron.schedules.details import Details
+from jetcron.schedules.history import Outcome
+from jetcron.schedules.views import Page, ScheduleView
 
 app = typer.Typer(no_args_is_help=True, help="Schedules: of cron triggers in code, and created as data.")
 schedule_orders.add_to(app)

@@ -27,7 +27,7 @@ from jetcron.events import Event, store_events, to_wire
 from jetcron.given import checked
 from jetcron.loop import run as run_loop
 from jetcron.options import MILLISECOND
-from jetcron.schedule_views import Filter
+from jetcron.schedules.views import Filter
 from jetcron.shadow import EVENT, Comparison, Difference, Report, compare, read_report
 from jetcron_protocol.codec import DecodeError, decode, decode_event
 from jetcron_protocol.messages import Schedule

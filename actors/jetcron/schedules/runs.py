@@ -13,9 +13,9 @@ from jetcron.clock import from_ms
 from jetcron.cycle import make_run, occurrences
 from jetcron.errors import ConfigurationError, NotFound, PayloadTooLarge, TryAgain
 from jetcron.runs import RunHandle
-from jetcron.schedule_checks import check_functions
-from jetcron.schedule_orders import Progress
-from jetcron.schedule_views import entry
+from jetcron.schedules.checks import check_functions
+from jetcron.schedules.orders import Progress
+from jetcron.schedules.views import entry
 from jetcron_protocol.ids import manual_run_id, ulid
 from jetcron_protocol.messages import Run, Schedule
 

@@ -17,7 +17,7 @@ from jetcron.cycle import make_run, occurrences
 from jetcron.history import Status, fold
 from jetcron.runs import RunView
 from jetcron.runs import view as run_view
-from jetcron.schedule_views import last_entry
+from jetcron.schedules.views import last_entry
 from jetcron_protocol.codec import decode
 from jetcron_protocol.ids import gap_token, overlap_token
 from jetcron_protocol.messages import Gap, JournalEntry, Past, Run, Schedule

@@ -10,17 +10,17 @@ from typing import Any
 
 from jetcron.errors import ConfigurationError, ScheduleRefused
 from jetcron.given import UNCHANGED, Unchanged, moment, wire
-from jetcron.handover import HandOver
-from jetcron.load import Load, empty
 from jetcron.options import YEAR, ZERO, CatchUp, Duration, check_choice, check_duration, check_int
 from jetcron.runs import RunHandle
-from jetcron.schedule_checks import check_functions, checked_parts
-from jetcron.schedule_details import Details, details, upcoming
-from jetcron.schedule_history import Outcome, history
-from jetcron.schedule_orders import InForce, Order, Part, Progress, named, submit
-from jetcron.schedule_plan import Plan, make_plan
-from jetcron.schedule_runs import run_between, run_now
-from jetcron.schedule_views import SHOWN, Filter, Page, ScheduleView, active, entry, page, view
+from jetcron.schedules.checks import check_functions, checked_parts
+from jetcron.schedules.details import Details, details, upcoming
+from jetcron.schedules.handover import HandOver
+from jetcron.schedules.history import Outcome, history
+from jetcron.schedules.load import Load, empty
+from jetcron.schedules.orders import InForce, Order, Part, Progress, named, submit
+from jetcron.schedules.plan import Plan, make_plan
+from jetcron.schedules.runs import run_between, run_now
+from jetcron.schedules.views import SHOWN, Filter, Page, ScheduleView, active, entry, page, view
 from jetcron_protocol.messages import CatchUpPolicy, Dst, Executes, Overlap, ScheduleState
 
 WAIT = 5.0

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 
 import structlog
 
-from jetcron.breaks import BreakCounts
 from jetcron.bus import SCHEDULE, SCHEDULE_TARGET, SCHEDULE_TTL, Bus, Delivery, Outgoing
-from jetcron.canary import CanaryWatch
-from jetcron.chains import Chains
 from jetcron.clock import Clock
 from jetcron.dead_letters import bury
-from jetcron.findings import Findings
-from jetcron.overdue import Overdue
+from jetcron.health_checker.breaks import BreakCounts
+from jetcron.health_checker.canary import CanaryWatch
+from jetcron.health_checker.chains import Chains
+from jetcron.health_checker.findings import Findings
+from jetcron.health_checker.overdue import Overdue
 from jetcron.process import Process
 from jetcron.settings import Settings
 from jetcron_protocol.codec import DecodeError, decode, encode

@@ -12,7 +12,7 @@ import structlog
 from jetcron.bus import TTL, Bus, Outgoing, StoredMessage, fenced
 from jetcron.clock import Clock
 from jetcron.errors import TryAgain, WrongSequence
-from jetcron.findings import Findings
+from jetcron.health_checker.findings import Findings
 from jetcron.metrics import Metrics
 from jetcron_protocol.codec import DecodeError, decode, encode
 from jetcron_protocol.messages import Breaks

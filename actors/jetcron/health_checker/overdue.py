@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator, Sequence
 
 import structlog
 
-from jetcron.breaks import BreakCounts
 from jetcron.bus import SCHEDULE, SCHEDULE_TARGET, Bus, StoredMessage, fenced, rfc3339_ms
 from jetcron.clock import Clock
 from jetcron.errors import WrongSequence
-from jetcron.findings import Findings
+from jetcron.health_checker.breaks import BreakCounts
+from jetcron.health_checker.findings import Findings
 from jetcron.settings import Settings
 from jetcron_protocol.subjects import TickName
 

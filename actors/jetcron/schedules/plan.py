@@ -11,7 +11,7 @@ from typing import Any
 from jetcron.bus import Bus, StoredMessage
 from jetcron.definitions import FIELDS, definition
 from jetcron.errors import ScheduleRefused
-from jetcron.schedule_orders import Part
+from jetcron.schedules.orders import Part
 from jetcron_protocol.codec import decode
 from jetcron_protocol.messages import Schedule
 

@@ -18,14 +18,14 @@ from dataclasses import dataclass, field
 import structlog
 
 from jetcron import dispatch, ledger
-from jetcron.breaks import BreakCounts
 from jetcron.bus import Bus
 from jetcron.clock import Clock
 from jetcron.cron import CronError
 from jetcron.cycle import Entry, Repair, repair
 from jetcron.errors import TryAgain
-from jetcron.findings import Findings
-from jetcron.overdue import Overdue
+from jetcron.health_checker.breaks import BreakCounts
+from jetcron.health_checker.findings import Findings
+from jetcron.health_checker.overdue import Overdue
 from jetcron.registry import FAR_OFF_MS
 from jetcron.settings import Settings
 from jetcron_protocol.codec import DecodeError, decode

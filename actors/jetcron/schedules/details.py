@@ -11,8 +11,8 @@ from jetcron.bus import Bus
 from jetcron.clock import from_ms
 from jetcron.cycle import next_occurrence
 from jetcron.definitions import zone_of
-from jetcron.schedule_history import Outcome, outcomes
-from jetcron.schedule_views import ScheduleView, entry, view
+from jetcron.schedules.history import Outcome, outcomes
+from jetcron.schedules.views import ScheduleView, entry, view
 from jetcron_protocol.messages import Schedule
 
 UPCOMING = 10

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from jetcron.bus import MAX_BATCH, Delivery
-from jetcron.definitions import MAX_BY, check
+from jetcron.definitions import MAX_BY, check, no_function
 from jetcron.errors import WrongSequence
 from jetcron.registry import Applied, Held, Registry
 from jetcron.revisions import Move, created, moved, updated
@@ -181,13 +181,6 @@ class Orders:
         if wanted is not None and exists and held.sequence != wanted:
             judged.stale[id] = held.sequence
             judged.fault(id, f"if_revision={wanted}, and its revision is {held.sequence}; read it again")
-
-
-def no_function(function: str, *, archived: bool) -> str:
-    """What is to be said of a function that is not registered, or no more."""
-    if archived:
-        return f"function={function!r} is archived; registering its app again brings it back"
-    return f"function={function!r} is not registered; 'jetcron functions list' shows what is"
 
 
 def _is_function(function: object) -> bool:

@@ -22,8 +22,8 @@ from jetcron.journal import RunJournal
 from jetcron.ledger import kept
 from jetcron.options import DAY, MILLISECOND, ZERO, Duration, check_duration
 from jetcron.runs import RunHandle
-from jetcron.schedule_orders import InForce, Part, Progress, submit
-from jetcron.schedule_views import Filter, entry
+from jetcron.schedules.orders import InForce, Part, Progress, submit
+from jetcron.schedules.views import Filter, entry
 from jetcron_protocol.codec import decode
 from jetcron_protocol.ids import hand_over_rank
 from jetcron_protocol.messages import Failure, JournalEntry, Past, Run, Schedule

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jetcron.bus import Bus
+from jetcron.definitions import no_function
 from jetcron.errors import ScheduleRefused
 from jetcron.given import checked
-from jetcron.orders import no_function
-from jetcron.schedule_orders import Part
+from jetcron.schedules.orders import Part
 from jetcron_protocol.codec import decode
 from jetcron_protocol.messages import Function
 from jetcron_protocol.subjects import InvalidName, split_function
