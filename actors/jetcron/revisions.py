@@ -16,6 +16,8 @@ Move = Literal["pause", "unpause", "archive", "delete"]
 
 FUNCTION = "its function"
 """Who changed a schedule that followed its function's state."""
+END = "its end"
+"""Who changed a schedule that fired for the last time."""
 _AFRESH = "allowed is an update that gives it times to come"
 _NEAR = 64
 """So many occurrences are walked one by one; further ones are searched for by counting."""

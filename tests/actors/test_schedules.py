@@ -335,12 +335,14 @@ async def test_what_fired_for_the_last_time_has_ended_and_what_is_once_is_gone(
         return states == ["deleted", "deleted", "ended"]
 
     await until(gone, what="all three over")
+    assert {(await stored(stack, id))[0].by for id in ("once", "past", "thrice")} == {"its end"}
     with pytest.raises(NotFound):
         await client.schedules.get("once")
     with pytest.raises(ScheduleRefused, match="'thrice' is ended"):
         await client.schedules.unpause("thrice")
-    more = await client.schedules.update("thrice", max_runs=4, every=3_600)
+    more = await client.schedules.update("thrice", max_runs=4, every=3_600, by="me")
     assert more.next is not None
+    assert (await client.schedules.get("thrice")).by == "me"
 
 
 async def test_schedules_follow_their_function_and_what_was_paused_before_stays_so(
