@@ -230,8 +230,7 @@ def check_cron(where: str, expression: object, *, timezone: str, dst: Dst, seed:
     try:
         return parse(expression, timezone=timezone, dst=dst, seed=seed).timezone
     except CronError as error:
-        said = str(error).removeprefix(f"cron expression {expression!r}: ")
-        raise ConfigurationError(f"{where}: {said}") from None
+        raise ConfigurationError(f"{where}: {error.reason}") from None
 
 
 def suggestion(value: object, allowed: Iterable[str], *, cutoff: float = 0.6) -> str:
