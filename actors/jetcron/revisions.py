@@ -9,7 +9,8 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from jetcron.cycle import next_occurrence, occurrences
-from jetcron.definitions import FIELDS, WHEN, Checked, check, definition
+from jetcron.definitions import FIELDS, WHEN, Checked, definition
+from jetcron.fields import check
 from jetcron_protocol.messages import FunctionState, Schedule
 
 Move = Literal["pause", "unpause", "archive", "delete"]

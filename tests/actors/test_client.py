@@ -50,7 +50,9 @@ class Order:
 
 @pytest.mark.parametrize("wrong", ["nats://127.0.0.1:4222", {"nats_url": "x"}])
 def test_what_is_no_settings_is_told_how_to_say_it(wrong: Any) -> None:
-    with pytest.raises(ConfigurationError, match=r"Client: settings is no Settings .*Settings\.load\(nats_url="):
+    with pytest.raises(
+        ConfigurationError, match=r"Client: settings is no Settings .*Settings\.load\(nats_url="
+    ):
         Client(wrong)
 
 

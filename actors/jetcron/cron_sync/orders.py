@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from jetcron.bus import MAX_BATCH, Delivery
-from jetcron.definitions import MAX_BY, check, unfit
+from jetcron.definitions import MAX_BY, unfit
 from jetcron.errors import WrongSequence
+from jetcron.fields import check
 from jetcron.registry import Applied, Held, Registry
 from jetcron.revisions import Move, beside, created, moved, updated
 from jetcron_protocol.messages import Function, Schedule, SyncCommand

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from jetcron.errors import ConfigurationError, ScheduleRefused
-from jetcron.given import UNCHANGED, Unchanged, moment, wire
+from jetcron.given import UNCHANGED, Unchanged, changed, moment
 from jetcron.options import YEAR, ZERO, CatchUp, Duration, check_choice, check_duration, check_int
 from jetcron.runs import RunHandle
 from jetcron.schedules.checks import check_functions, checked_parts
@@ -165,13 +165,13 @@ class Schedules(HandOver):
             "tags": tags if isinstance(tags, Unchanged) else _listed(tags),
         }
         await self.get(id)
-        raw, faults, _ = wire(values)
+        raw, faults = changed(id, values)
         told = {id: faults} if faults else {}
         if isinstance(function, str):
             await check_functions(self._bus, {function: [(id, raw.get("overlap"))]}, told)
         if told:
             raise ScheduleRefused(told)
-        part = Part(id, {"id": id, **raw}, _revision(if_revision))
+        part = Part(id, raw, _revision(if_revision))
         (made,) = await submit(self._bus, "update", [part], by=by, wait=wait)
         return made
 
