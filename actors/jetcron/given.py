@@ -48,7 +48,10 @@ def changed(id: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[st
 
 
 def wire(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], set[str]]:
-    """These values as they travel; what is wrong with those that cannot, and which these are."""
+    """These values as they travel; what is wrong with those that cannot, and which these are.
+
+    A `ConfigurationError` in the place of a value says why whoever gives it could not read it.
+    """
     raw: dict[str, Any] = {}
     faults: list[str] = []
     faulty: set[str] = set()
@@ -56,6 +59,8 @@ def wire(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], set[str]
         if isinstance(value, Unchanged):
             continue
         try:
+            if isinstance(value, ConfigurationError):
+                raise ConfigurationError(f"{name}: {value}")
             raw[name] = None if value is None else _converted(name, value)
         except (ConfigurationError, CronError, EncodeError) as error:
             faults.append(str(error).removeprefix(": "))

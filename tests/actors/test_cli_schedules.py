@@ -92,6 +92,24 @@ async def test_every_fault_is_told(stack: Stack) -> None:
     )
     for text in ("reports.absent", "61", "catch_up_most=5", "end='soon'"):
         assert text in said
+    wrong = [
+        "--cron", "61 * * * *", "--timezone", "Mars", "--dst", "up", "--jitter", "2d", "--catch-up", "some",
+        "--catch-up-most", "many", "--overlap", "never", "--max-runs", "abc", "--tag", "", "--payload", "{",
+    ]  # fmt: skip
+    named = [
+        "cron='61 * * * *'", "timezone='Mars'", "dst='up'", "jitter='2d'", "catch_up='some'",
+        "catch_up_most='many'", "overlap='never'", "max_runs='abc'", "tags: ''", "payload: this is not JSON",
+    ]  # fmt: skip
+    await ok("create", "stands", "reports.send", "--every", "1h")
+    for verb in (("create", "x", "reports.send"), ("update", "stands")):
+        said = await refused(1, *verb, *wrong)
+        assert [name for name in named if name not in said] == []
+        assert len(said.splitlines()) == len(named)
+        assert "Value error" not in said
+    assert "max_runs=0" in await refused(1, "create", "x", "reports.send", "--every", "5m", "--max-runs", "0")
+    assert "max_runs=-1" in await refused(1, "update", "stands", "--max-runs", "-1")
+    assert "its id is empty" in await refused(1, "create", "", "reports.send", "--every", "5m")
+    assert await stack.dead() == []
     assert "nothing is to change" in await refused(2, "update", "x")
     assert "given too" in await refused(2, "update", "x", "--end", "2031-01-01T00:00:00Z", "--clear", "end")
     assert "not JSON" in await refused(1, "create", "x", "reports.send", "--every", "5m", "--payload", "{")

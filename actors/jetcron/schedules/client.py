@@ -95,7 +95,8 @@ class Schedules(HandOver):
             "max_runs": max_runs,
             "tags": _listed(tags),
         }
-        (made,) = await self.create_many([values], by=by, wait=wait)
+        parts = await checked_parts(self._bus, [values], numbered=False)
+        (made,) = await submit(self._bus, "create", parts, by=by, wait=wait)
         return made
 
     async def create_many(
