@@ -3,8 +3,8 @@
 Owns how they are asked on the command line; the rule both sides go by is in `jetcron.schedules.handover`.
 """
 
-from collections.abc import Sequence
-from typing import Annotated
+import sys
+from typing import Annotated, Any
 
 import typer
 
@@ -12,11 +12,9 @@ from jetcron.cli import output, session
 from jetcron.cli.functions import Json
 from jetcron.cli.times import parse_moment
 from jetcron.client import Client
-from jetcron.clock import to_ms
 from jetcron.cron import CronError, parse_duration
-from jetcron.errors import TryAgain
-from jetcron.schedules.handover import Fired
-from jetcron.schedules.orders import InForce
+from jetcron.errors import ConfigurationError, TryAgain
+from jetcron.schedules.handover import Fired, Shift
 
 ELSEWHERE = 3
 """The exit code of `fired` for an occurrence that is executed elsewhere: no failure, and not to be executed."""
@@ -64,26 +62,62 @@ def hand_over(
         str | None, typer.Option("--function", "-f", metavar="APP.FUNCTION", help="Those of this function.")
     ] = None,
     tag: Annotated[str | None, typer.Option("--tag", "-t", help="Those that have this tag.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Have Jetcron execute schedules that another scheduler executed; --percent 0 gives them back."""
+    """Have Jetcron execute schedules that another scheduler executed; --percent 0 gives them back.
 
-    async def work(client: Client) -> Sequence[InForce]:
-        with output.progress("handing over") as advance:
-            return await client.schedules.hand_over(
-                *(ids or ()), percent=percent, app=app_, function=function, tag=tag, progress=advance
-            )
+    Those that never had another scheduler stay Jetcron's.
+    """
 
+    async def look(client: Client) -> Shift:
+        return await client.schedules.plan_hand_over(
+            *(ids or ()), percent=percent, app=app_, function=function, tag=tag
+        )
+
+    async def carry_out(client: Client) -> None:
+        with output.progress("handing over", planned.size) as advance:
+            await client.schedules.apply_hand_over(planned, progress=advance)
+
+    planned = session.with_client(look)
+    if json:
+        output.print_json(_plain(planned))
+    else:
+        _show(planned)
+    if dry_run or not planned.size:
+        return
+    if not yes:
+        _ask(planned)  # it may take long: nobody is connected meanwhile
     try:
-        found = session.with_client(work)
+        session.with_client(carry_out)
     except TryAgain as error:
         output.fail(f"sent but not applied yet: {error.description}")
-    if json:
-        output.print_json(
-            [
-                {"id": one.id, "revision": one.revision, "next": one.next and output.moment(to_ms(one.next))}
-                for one in found
-            ]
-        )
-    else:
-        output.say(f"{len(found):,} schedules changed hands")
+    output.say(f"{planned.size:,} schedules changed hands")
+
+
+def _show(planned: Shift) -> None:
+    native = f", of which {planned.native:,} never had another scheduler" if planned.native else ""
+    output.out().print(
+        f"to Jetcron: {len(planned.to_jetcron):,}, to the other: {len(planned.to_other):,}, "
+        f"left as they are: {planned.left:,}{native}"
+    )
+
+
+def _plain(planned: Shift) -> dict[str, Any]:
+    return {
+        "to_jetcron": [part.id for part in planned.to_jetcron],
+        "to_other": [part.id for part in planned.to_other],
+        "left": planned.left,
+        "native": planned.native,
+    }
+
+
+def _ask(planned: Shift) -> None:
+    if not sys.stdin.isatty():
+        raise ConfigurationError("nobody can be asked here; --yes hands over, --dry-run only shows it")
+    output.say(f"[bold]{planned.size:,} schedules change hands.[/bold]")
+    if not typer.confirm("Hand over?", err=True):
+        raise typer.Exit(1)
