@@ -334,6 +334,30 @@ async def test_what_names_no_schedule_is_refused_before_it_is_sent(stack: Stack,
     assert await stack.dead() == []
 
 
+async def test_what_does_not_exist_is_not_found_or_a_fault_of_an_order_of_many(
+    stack: Stack, client: Client
+) -> None:
+    schedules = client.schedules
+    for one in (
+        schedules.update("absent", payload=1),
+        schedules.get("absent"),
+        schedules.show("absent"),
+        schedules.history("absent"),
+        schedules.preview("absent"),
+        schedules.trigger("absent"),
+        schedules.backfill("absent", from_ms(0), from_ms(1)),
+        schedules.hand_over("absent"),
+    ):
+        with pytest.raises(NotFound, match="there is no schedule 'absent'") as caught:
+            await one
+        assert not isinstance(caught.value, ConfigurationError)
+        assert not hasattr(caught.value, "faults")
+    for move in (schedules.pause, schedules.unpause, schedules.archive, schedules.delete):
+        with pytest.raises(ScheduleRefused) as refused:
+            await move("absent", "too")
+        assert set(refused.value.faults) == {"absent", "too"}
+
+
 async def test_code_and_data_do_not_take_each_others_ids(stack: Stack, client: Client) -> None:
     for move in (client.schedules.pause, client.schedules.archive, client.schedules.delete):
         with pytest.raises(ScheduleRefused, match="declared in code"):
