@@ -40,11 +40,11 @@ class Schedules(HandOver):
 
     An order raises `ScheduleRefused`, a `ConfigurationError`, when it cannot be carried out: its `faults` have all that
     is wrong with every schedule in it, by id; that there is none is such a fault in `pause`, `unpause`, `archive` and
-    `delete`, which take many ids. Calls about one schedule, `update` among them, raise `NotFound` when there is none: no
-    `ConfigurationError`, and without faults. What is wrong with the call rather than a schedule (`limit`, `by`,
-    `if_revision`) is a `ConfigurationError` without faults. `TryAgain`: cron-sync has not answered in `wait` seconds; the
-    order stands, and is carried out once cron-sync runs. With ``wait=None`` it returns when the order is stored. `by`
-    says who orders it, as `jetcron schedules show` tells; this process's user and host where it is not given.
+    `delete`, which take many ids. Calls about one schedule, `update` among them, raise `NotFound` when there is none:
+    no `ConfigurationError`, and without faults. What is wrong with the call rather than a schedule (`limit`, `by`,
+    `if_revision`) is a `ConfigurationError` without faults. `TryAgain`: cron-sync has not answered in `wait` seconds;
+    the order stands, and is carried out once cron-sync runs. With ``wait=None`` it returns when the order is stored.
+    `by` says who orders it, as `jetcron schedules show` tells; this process's user and host where it is not given.
     """
 
     async def create(
