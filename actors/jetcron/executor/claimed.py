@@ -51,6 +51,8 @@ class Claimed:
     clock: Clock
     deadline: int | None = None
     """When it must have ended, epoch ms."""
+    claim: str = ""
+    """The nonce of our claim, once that is about to be appended."""
     started: int | None = None
     ended: bool = False
     recording: set["asyncio.Task[int]"] = field(default_factory=set)
@@ -94,6 +96,20 @@ class Claimed:
             lost=lost,
             about=about(self.run, cancels) if self.journal.history.about is None else None,
         )
+
+    def hold(self, claim: JournalEntry) -> None:
+        """Have it known that we are at it, before the claim is sent: it may stand long before we are told so.
+
+        By the claim, not by the run: whoever else of us has this run, at another turn or delivered once more, neither
+        ends that nor is meant by it.
+        """
+        self.let_go()
+        self.claim = claim.nonce
+        self.identity.claims.add(claim.nonce)
+
+    def let_go(self) -> None:
+        """We are at it no more: if our claim stands, it is taken over."""
+        self.identity.claims.discard(self.claim)
 
     def check(self) -> None:
         """Raise `LeaseLost` when others may hold us for dead: what we would write may be refused, or worse."""
