@@ -5,6 +5,7 @@ that another executor finds in its journal and takes over. Who lost a run writes
 repairs the rest.
 """
 
+import asyncio
 from collections.abc import Callable
 
 import anyio
@@ -21,6 +22,7 @@ from jetcron.executor.decide import Acknowledge, Ask, Claim, FollowUp, GiveUp, H
 from jetcron.executor.entrance import Entrance
 from jetcron.executor.invoke import describe
 from jetcron.executor.lease import Identity, Lease
+from jetcron.executor.leaving import Leaving
 from jetcron.executor.record import Recorder
 from jetcron.executor.room import Room
 from jetcron.executor.steps import Tools
@@ -54,6 +56,7 @@ class Worker:
         limiter: anyio.CapacityLimiter,
         *,
         told: Callable[[], bool],
+        stopping: Callable[[], bool],
     ) -> None:
         self._bus = bus
         self._names = bus.names
@@ -69,6 +72,7 @@ class Worker:
         # Repeating an append past our own lease is of no use: by then the run may be another's.
         self._patience = settings.executor_ttl
         self._recorder = Recorder(bus, clock, settings, metrics, self._waits, told=told)
+        self._leaving = Leaving(self._recorder, stopping=stopping)
         self._entrance = Entrance(bus, clock, settings, metrics, self._waits, patience=self._patience)
 
     async def handle(self, definition: FunctionDefinition, delivery: Delivery, identity: Identity) -> None:
@@ -142,7 +146,7 @@ class Worker:
         run = claimed.run
         self._in_hand[run.run] = claimed
         try:
-            await self._hold(run, claimed.delivery)
+            await self._room.wait_until(run.fire_at, most=self._longest_hold(run, claimed.delivery))
             await self._room.enter()
             try:
                 claimed.check()
@@ -152,6 +156,9 @@ class Worker:
                 raise
             finally:
                 self._room.leave()
+        except asyncio.CancelledError:
+            await self._leaving.leave(claimed)
+            raise
         finally:
             # Not ours any more if we lost it, and took it again under a new id while this was being unwound.
             if self._in_hand.get(run.run) is claimed:
@@ -288,12 +295,7 @@ class Worker:
         except TryAgain:
             return True  # who cannot be read counts as alive
 
-    # Hold.
-
-    async def _hold(self, run: Run, delivery: Delivery) -> None:
-        """Wait until `fire_at`; but no longer than the server's clock allows, for ours may be wrong."""
-        await self._room.wait_until(run.fire_at, most=self._longest_hold(run, delivery))
-
     @staticmethod
     def _longest_hold(run: Run, delivery: Delivery) -> float:
+        """Seconds that a run is held for its time: no longer than the server's clock allows, for ours may be wrong."""
         return (max(run.fire_at - delivery.stored_at, 0) + _CLOCK_SLACK_MS) / 1000
