@@ -154,7 +154,7 @@ class Member:
 
     def tell(self) -> None:
         """Tell it to stop, as a supervisor does for a deploy; it is started anew when it has."""
-        if self.begun():
+        if self.begun() and not self.told:
             self.told = True
             os.kill(self.pid, signal.SIGTERM)
 
