@@ -105,6 +105,8 @@ class Member:
         self.wanted = False
         """Whether it is started anew when it ends."""
         self.frozen = False
+        self.told = False
+        """Whether this life was told to end."""
         self.lives = 0
         self.ends: list[str] = []
         """How its lives ended that nobody here ended: exit code and last lines."""
@@ -141,7 +143,7 @@ class Member:
                 preexec_fn=_die_with(os.getpid()) if _follows_parent() else None,
             )
         self.lives += 1
-        self.frozen = False
+        self.frozen = self.told = False
 
     def kill(self, *, again: bool = True) -> None:
         """End it at once. `again`: it is started anew, as a supervisor would."""
@@ -150,6 +152,12 @@ class Member:
             self._process.kill()
             self._process.wait()
         self._process = None
+
+    def tell(self) -> None:
+        """Tell it to stop, as a supervisor does for a deploy; it is started anew when it has."""
+        if self.begun() and not self.told:
+            self.told = True
+            os.kill(self.pid, signal.SIGTERM)
 
     def freeze(self) -> None:
         if self.alive:
@@ -168,6 +176,7 @@ class Member:
         if (
             self._process is not None
             and self._process.returncode != -signal.SIGKILL
+            and not (self.told and self._process.returncode == 0)
             and not any(text in self.log()[-300:] for text in _AWAY)
         ):
             self.ends.append(f"{self.name} ended with {self._process.returncode}: {self.log()[-3000:]}")
