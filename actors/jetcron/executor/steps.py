@@ -30,8 +30,8 @@ from jetcron.executor.step_results import Results
 from jetcron.executor.threads import call
 from jetcron.executor.waiting import Keeper
 from jetcron.options import MILLISECOND, Retry
-from jetcron.results import result_reader
 from jetcron.settings import Settings
+from jetcron.values.results import result_reader
 from jetcron.waits import Waits
 from jetcron_protocol import messages
 from jetcron_protocol.matching import match_of
