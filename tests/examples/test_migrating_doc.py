@@ -118,7 +118,7 @@ async def test_a_crontab_is_imported_applied_asked_and_handed_over(stack: Stack,
     assert "exits 0 where the command is to run, 3" in DOCUMENT.read_text()
 
     result = await acall("schedules", "hand-over", "echo")
-    assert "1 schedules changed hands" in result.stderr
+    assert "1 schedule changed hands" in result.stderr
     async with Client(stack.settings) as client:
         assert (await client.schedules.get("echo")).executes == "jetcron"
         run = await client.schedules.trigger("echo")

@@ -86,4 +86,4 @@ def hand_over(
             ]
         )
     else:
-        output.say(f"{len(found):,} schedules changed hands")
+        output.say(f"{output.counted(len(found), 'schedule')} changed hands")
