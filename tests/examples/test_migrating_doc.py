@@ -21,8 +21,8 @@ from celery.beat import PersistentScheduler
 from celery.schedules import crontab
 
 from jetcron import App, Client, Context
-from jetcron.cli.schedule_files import read
 from jetcron.cli.schedule_handover import ELSEWHERE
+from jetcron.cli.schedule_reading import read
 from jetcron.shadow import EVENT, read_report
 from tests.examples.documents import ROOT, blocks
 from tests.support.command_line import acall

@@ -11,7 +11,7 @@ import apscheduler.schedulers.background  # noqa: F401 - imported before the fix
 import celery.schedules  # noqa: F401
 import pytest
 
-from jetcron.cli.schedule_files import read
+from jetcron.cli.schedule_reading import read
 from tests.support.command_line import call
 
 CRONTAB = """SHELL=/bin/sh

@@ -17,7 +17,7 @@ import yaml
 
 from jetcron.cli import output
 from jetcron.cli.functions import Json
-from jetcron.cli.schedule_files import LINES
+from jetcron.cli.schedule_reading import LINES
 from jetcron.clock import SystemClock
 from jetcron.cron import CronError, parse
 from jetcron.errors import ConfigurationError

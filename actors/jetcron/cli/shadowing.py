@@ -17,7 +17,7 @@ import typer
 from jetcron.bus import Bus
 from jetcron.cli import output, session
 from jetcron.cli.functions import Json
-from jetcron.cli.schedule_files import read
+from jetcron.cli.schedule_reading import read
 from jetcron.cli.shadow_http import receive
 from jetcron.cli.times import parse_past, parse_span
 from jetcron.clock import SystemClock, to_ms
