@@ -128,7 +128,9 @@ async def test_a_crontab_is_imported_applied_asked_and_handed_over(stack: Stack,
     assert (await acall("schedules", "fired", "echo", "--within", "soon")).exit_code == 2
     wide = await acall("schedules", "fired", "echo", "--within", "12h")
     assert wide.exit_code == 1
-    assert "--within is 12 hours, and schedule 'echo' fires 1 day apart; allowed is under half" in wide.stderr
+    assert (
+        "--within is 12 h, and schedule 'echo' fires 24 h apart; allowed is under half of that" in wide.stderr
+    )
     assert "exits 0 where the command is to run, 3" in DOCUMENT.read_text()
 
     result = await acall("schedules", "hand-over", "echo")

@@ -16,7 +16,7 @@ from jetcron.cli.times import parse_moment, parse_span
 from jetcron.client import Client
 from jetcron.clock import to_ms
 from jetcron.errors import ConfigurationError, TryAgain
-from jetcron.options import readable
+from jetcron.options import MILLISECOND
 from jetcron.schedules.handover import Fired
 from jetcron.schedules.orders import InForce
 
@@ -68,9 +68,13 @@ async def _check_within(client: Client, id: str, within: timedelta) -> None:
     shortest = min((later - earlier for earlier, later in pairwise(times)), default=None)
     if shortest is not None and shortest <= 2 * within:
         raise ConfigurationError(
-            f"--within is {readable(within)}, and schedule {id!r} fires {readable(shortest)} apart; allowed is under "
-            f"half of that, less than {readable(shortest / 2)}"
+            f"--within is {_said(within)}, and schedule {id!r} fires {_said(shortest)} apart; allowed is under half of "
+            f"that, less than {_said(shortest / 2)}"
         )
+
+
+def _said(span: timedelta) -> str:
+    return output.span(span / MILLISECOND)
 
 
 def hand_over(

@@ -1,7 +1,7 @@
 """`shadow`: when the old scheduler fired, beside when Jetcron would have.
 
-Owns the time that is watched and how differences look. Reports are events, stored in the events stream by whoever sends
-them: should this process die, `--since` compares what was reported meanwhile.
+Owns the time that is watched. Reports are events, stored in the events stream by whoever sends them: should this
+process die, `--since` compares what was reported meanwhile.
 """
 
 import asyncio
@@ -19,6 +19,7 @@ from jetcron.cli import output, session
 from jetcron.cli.functions import Json
 from jetcron.cli.schedule_reading import read
 from jetcron.cli.shadow_http import receive
+from jetcron.cli.shadow_shown import Seen, plain, show, tell_of_silence
 from jetcron.cli.times import parse_past, parse_span
 from jetcron.clock import SystemClock, to_ms
 from jetcron.errors import ConfigurationError, ScheduleRefused
@@ -30,8 +31,6 @@ from jetcron.schedules.views import Filter
 from jetcron.shadow import (
     ALLOWED,
     EVENT,
-    Comparison,
-    Difference,
     Report,
     check_tolerance,
     compare,
@@ -39,9 +38,6 @@ from jetcron.shadow import (
 )
 from jetcron_protocol.codec import DecodeError, decode, decode_event
 from jetcron_protocol.messages import Schedule
-
-_SHOWN = 200
-"""Differences that are shown; the others are counted."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -137,11 +133,10 @@ def shadow(
     )
     seen = run_loop(_work(asked))
     if json:
-        output.print_json(_plain(seen))
+        output.print_json(plain(seen))
     else:
-        _show(seen)
-    if not seen.reports and not seen.unread:
-        output.say(f"[yellow]not one report came; report each firing: {output.escape(seen.how)}[/yellow]")
+        show(seen)
+    tell_of_silence(seen)
     if seen.found.differences or seen.unread:
         raise typer.Exit(1)
 
@@ -153,17 +148,7 @@ def _address(text: str) -> tuple[str, int]:
     return host or "127.0.0.1", int(port)
 
 
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """What came of it: of how many reports, which were not to be read, and how one is sent."""
-
-    found: Comparison
-    reports: int
-    unread: list[str]
-    how: str
-
-
-async def _work(asked: _Asked) -> _Seen:
+async def _work(asked: _Asked) -> Seen:
     async with Bus(session.settings(), name="jetcron shadow") as bus:
         if asked.length is None:
             assert asked.since is not None
@@ -187,7 +172,7 @@ async def _work(asked: _Asked) -> _Seen:
             )
         reports, unread = await _reports(bus, asked.event, first, since - asked.tolerance)
         found = compare(schedules, reports, since=since, until=until, tolerance=asked.tolerance)
-        return _Seen(found, len(reports), unread, _how(asked, schedules))
+        return Seen(found, len(reports), unread, _how(asked, schedules))
 
 
 def _how(asked: _Asked, schedules: Sequence[Schedule]) -> str:
@@ -285,44 +270,3 @@ async def _reports(bus: Bus, event: str, first: int, since: int) -> tuple[list[R
             except ConfigurationError as error:
                 unread.append(f"message {stored.sequence}: {error}")
     return reports, unread
-
-
-def _show(seen: _Seen) -> None:
-    found, unread = seen.found, seen.unread
-    output.table(
-        found.differences[:_SHOWN],
-        {
-            "schedule": lambda one: output.escape(one.schedule or ""),
-            "function": lambda one: output.escape(one.function or ""),
-            "due": lambda one: output.moment(one.due) or "",
-            "reported": lambda one: output.moment(one.reported) or "",
-            "difference": _told,
-        },
-        empty="no differences",
-    )
-    if len(found.differences) > _SHOWN:
-        output.say(f"[dim]and {len(found.differences) - _SHOWN:,} more[/dim]")
-    for text in unread[:_SHOWN]:
-        output.say(f"[yellow]a report that cannot be read: {output.escape(text)}[/yellow]")
-    kinds = {
-        kind: sum(one.kind == kind for one in found.differences) for kind in ("missing", "late", "extra")
-    }
-    said = ", ".join(f"{count:,} {kind}" for kind, count in kinds.items())
-    output.say(f"{found.occurrences:,} occurrences, {found.in_time:,} reported in time; {said}")
-
-
-def _told(one: Difference) -> str:
-    if one.kind == "late":
-        assert one.due is not None
-        assert one.reported is not None
-        return f"[yellow]late by {output.span(one.reported - one.due)}[/yellow]"
-    return f"[red]{one.kind}[/red]"
-
-
-def _plain(seen: _Seen) -> dict[str, Any]:
-    differences = [
-        output.jsonable(one) | {"due": output.moment(one.due), "reported": output.moment(one.reported)}
-        for one in seen.found.differences
-    ]
-    whole = output.jsonable(seen.found) | {"differences": differences}
-    return {"unread": seen.unread, "reports": seen.reports, **whole}
