@@ -249,7 +249,7 @@ async def test_the_verb_and_the_ledger(stack: Stack, client: Client, monkeypatch
     await until(left, what="a gap")
     result = await acall("schedules", "hand-over", "--function", "app.f")
     assert result.exit_code == 0, result.output
-    assert "1 schedules changed hands" in result.stderr
+    assert "1 schedule changed hands" in result.stderr
     await until(lambda: len(began) >= 2, what="runs here")
     found = await left()
     assert {one.reason for one in found} == {"handed_over"}
