@@ -257,7 +257,7 @@ async def test_the_verb_and_the_ledger(stack: Stack, client: Client, monkeypatch
     result = await acall(*asked, "--yes")
     assert result.exit_code == 0, result.output
     assert "to Jetcron: 1, to the other: 0, left as they are: 0" in result.stdout
-    assert "1 schedules changed hands" in result.stderr
+    assert "1 schedule changed hands" in result.stderr
     await until(lambda: len(began) >= 2, what="runs here")
     found = await left()
     assert {one.reason for one in found} == {"handed_over"}

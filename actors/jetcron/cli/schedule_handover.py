@@ -4,20 +4,25 @@ Owns how they are asked on the command line; the rule both sides go by is in `je
 """
 
 import sys
+from datetime import timedelta
+from itertools import pairwise
 from typing import Annotated, Any
 
 import typer
 
 from jetcron.cli import output, session
 from jetcron.cli.functions import Json
-from jetcron.cli.times import parse_moment
+from jetcron.cli.times import parse_moment, parse_span
 from jetcron.client import Client
-from jetcron.cron import CronError, parse_duration
 from jetcron.errors import ConfigurationError, TryAgain
+from jetcron.options import MILLISECOND
 from jetcron.schedules.handover import Fired, Shift
 
 ELSEWHERE = 3
 """The exit code of `fired` for an occurrence that is executed elsewhere: no failure, and not to be executed."""
+
+_LOOKED_AT = 400
+"""Occurrences whose shortest period is looked for: a year of a daily one, with its changes of clocks."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -32,24 +37,42 @@ def fired(
         str | None, typer.Option("--at", metavar="ISO", help="Of the occurrence nearest to it; else to now.")
     ] = None,
     within: Annotated[
-        str, typer.Option("--within", metavar="DURATION", help="No further from it: under half the period.")
-    ] = "1s",
+        str | None,
+        typer.Option(
+            "--within", metavar="DURATION", help="No further from it: under half the period; else 1s."
+        ),
+    ] = None,
     token: Annotated[
         str | None, typer.Option("--token", metavar="TEXT", help="Who asks: may ask again, as a retry does.")
     ] = None,
 ) -> None:
     """Ask, where another scheduler fired, who executes it. Exit code 0: it is taken, execute it; 3: leave it."""
-    try:
-        span = parse_duration(within)
-    except CronError as error:
-        raise typer.BadParameter(f"--within: {error}") from None
+    span = None if within is None else parse_span("--within", within)
     moment = parse_moment(at) if at is not None else None
 
     async def work(client: Client) -> Fired:
+        if span is None:
+            return await client.schedules.fired(id, moment, token=token)
+        await _check_within(client, id, span)
         return await client.schedules.fired(id, moment, within=span, token=token)
 
     if not session.with_client(work).here:
         raise typer.Exit(ELSEWHERE)
+
+
+async def _check_within(client: Client, id: str, within: timedelta) -> None:
+    """Refuses what reaches two occurrences: a firing that is none would be taken for one of them."""
+    times = await client.schedules.preview(id, _LOOKED_AT)
+    shortest = min((later - earlier for earlier, later in pairwise(times)), default=None)
+    if shortest is not None and shortest <= 2 * within:
+        raise ConfigurationError(
+            f"--within is {_said(within)}, and schedule {id!r} fires {_said(shortest)} apart; allowed is under half of "
+            f"that, less than {_said(shortest / 2)}"
+        )
+
+
+def _said(span: timedelta) -> str:
+    return output.span(span / MILLISECOND)
 
 
 def hand_over(
@@ -95,7 +118,7 @@ def hand_over(
         session.with_client(carry_out)
     except TryAgain as error:
         output.fail(f"sent but not applied yet: {error.description}")
-    output.say(f"{planned.size:,} schedules changed hands")
+    output.say(f"{output.counted(planned.size, 'schedule')} changed hands")
 
 
 def _show(planned: Shift) -> None:
