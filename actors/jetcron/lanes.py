@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from jetcron.bus import LONGEST, ROLLUP, TTL, Bus, Outgoing, fenced
 from jetcron.errors import TryAgain
 from jetcron.history import FINISHED
+from jetcron.overlap import Place
 from jetcron.waits import Waits
 from jetcron_protocol.codec import DecodeError, decode, encode
-from jetcron_protocol.ids import lane_of
+from jetcron_protocol.ids import lane_of, ulid_time
 from jetcron_protocol.messages import About, JournalEntry, Lane, Run, Wait
 
 LANE_STEP = "#lane"
@@ -45,6 +46,14 @@ class Standing:
         if self.last is None:
             return 0
         return self.last.at if self.last.entry in FINISHED else None
+
+    @property
+    def queue(self) -> tuple[Place, ...]:
+        """Who waits, as they stand."""
+        if self.stored is None:
+            return ()
+        due = self.stored.due or {}
+        return tuple(Place(due.get(run, ulid_time(run) or 0), run) for run in self.stored.queue)
 
 
 def lane_for(function: str, run: str, origin: Run | About) -> str | None:
@@ -79,19 +88,24 @@ class Lanes:
         last = await self._last_entry(function, stored.run)
         return Standing(function, lane, stored, found.sequence, last)
 
-    async def waiting(self, standing: Standing) -> tuple[str, ...]:
+    async def waiting(self, standing: Standing) -> tuple[Place, ...]:
         """Who waits, without the first ones that were ended while they did."""
-        queue = standing.stored.queue if standing.stored is not None else []
-        for index, run in enumerate(queue):
-            last = await self._last_entry(standing.function, run)
+        queue = standing.queue
+        for index, place in enumerate(queue):
+            last = await self._last_entry(standing.function, place.run)
             if last is not None and last.entry not in FINISHED:
-                return tuple(queue[index:])
+                return queue[index:]
         return ()
 
-    def change(self, standing: Standing, *, run: str, message: int, queue: Sequence[str]) -> Outgoing:
+    def change(self, standing: Standing, *, run: str, message: int, queue: Sequence[Place]) -> Outgoing:
         """What stands there from now on, unless somebody changed it since it was read."""
         lane = Lane(
-            function=standing.function, lane=standing.lane, run=run, message=message, queue=list(queue)
+            function=standing.function,
+            lane=standing.lane,
+            run=run,
+            message=message,
+            queue=[place.run for place in queue],
+            due={place.run: place.due for place in queue if place.due != ulid_time(place.run)} or None,
         )
         headers = fenced(standing.sequence) | {ROLLUP: "sub", TTL: f"{LONGEST}s"}
         return Outgoing(self._names.lane(standing.function, standing.lane), encode(lane), headers)
@@ -101,8 +115,8 @@ class Lanes:
         standing = await self.read(function, lane)
         if standing.stored is None or not standing.stored.queue or standing.ended_at is None:
             return
-        for run in await self.waiting(standing):
-            await self._waits.wake(Wait(function=function, run=run, step=LANE_STEP))
+        for place in await self.waiting(standing):
+            await self._waits.wake(Wait(function=function, run=place.run, step=LANE_STEP))
             return
 
     async def _last_entry(self, function: str, run: str) -> JournalEntry | None:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from jetcron.cycle import make_run
 from jetcron.history import about
 from jetcron.lanes import lane_for
-from jetcron.overlap import MAX_QUEUE, CancelHolder, Enter, LeaveOut, Wait, decide
-from jetcron_protocol.ids import code_run_id, lane_of, manual_run_id, overlap_token
+from jetcron.overlap import MAX_QUEUE, CancelHolder, Enter, LeaveOut, Place, Wait, decide
+from jetcron_protocol.ids import code_run_id, lane_of, manual_run_id, overlap_token, ulid_time
 from jetcron_protocol.messages import MAX_CATCH_UP, Lane, Overlap, Run, Schedule
 
 SECOND = 1_000
@@ -47,24 +47,24 @@ def decided(
         begun=begun,
         lane=lane,
         ended_at=None if ended_at is None else int(ended_at * SECOND),
-        queue=[id_of(one) for one in queue],
+        queue=places(*queue),
     )
 
 
-def ids(*numbers: int) -> tuple[str, ...]:
-    return tuple(id_of(number) for number in numbers)
+def places(*numbers: int) -> tuple[Place, ...]:
+    return tuple(Place(number * SECOND, id_of(number)) for number in numbers)
 
 
 def test_run_ids_sort_by_the_time_of_their_occurrence() -> None:
-    assert sorted(ids(12, 3, 100, 4)) == list(ids(3, 4, 12, 100))
+    assert sorted(map(id_of, (12, 3, 100, 4))) == list(map(id_of, (3, 4, 12, 100)))
 
 
 @pytest.mark.parametrize("policy", ["skip", "queue", "cancel_running"])
 def test_nobody_is_in_the_way_of_the_first_nor_of_oneself(policy: Overlap) -> None:
     assert decided(policy, 7, holder=None) == Enter(())
     # Delivered again, taken over, retried, or come back from a wait.
-    assert decided(policy, 5, queue=[6, 7]) == Enter(ids(6, 7))
-    assert decided(policy, 5, queue=[6, 7], begun=True) == Enter(ids(6, 7))
+    assert decided(policy, 5, queue=[6, 7]) == Enter(places(6, 7))
+    assert decided(policy, 5, queue=[6, 7], begun=True) == Enter(places(6, 7))
 
 
 @pytest.mark.parametrize(
@@ -87,15 +87,15 @@ def test_skip(number: int, ended_at: float | None, out: bool) -> None:
 @pytest.mark.parametrize(
     ("number", "ended_at", "queue", "expected"),
     [
-        (7, None, (), Wait(ids(7))),
-        (7, None, (6, 8), Wait(ids(6, 7, 8))),
-        (7, None, (7, 8), Wait(ids(7, 8), known=True)),
+        (7, None, (), Wait(places(7))),
+        (7, None, (6, 8), Wait(places(6, 7, 8))),
+        (7, None, (7, 8), Wait(places(7, 8), known=True)),
         (7, 6, (), Enter(())),
-        (7, 6, (7, 8), Enter(ids(8))),
-        (6, 6, (7, 8), Enter(ids(7, 8))),  # late, and older than all that wait
-        (8, 6, (7, 8), Wait(ids(7, 8), known=True)),
-        (9, 6, (7, 8), Wait(ids(7, 8, 9))),
-        (4, None, (6,), Wait(ids(4, 6))),
+        (7, 6, (7, 8), Enter(places(8))),
+        (6, 6, (7, 8), Enter(places(7, 8))),  # late, and older than all that wait
+        (8, 6, (7, 8), Wait(places(7, 8), known=True)),
+        (9, 6, (7, 8), Wait(places(7, 8, 9))),
+        (4, None, (6,), Wait(places(4, 6))),
     ],
 )
 def test_queue(number: int, ended_at: float | None, queue: Sequence[int], expected: Any) -> None:
@@ -106,8 +106,8 @@ def test_a_queue_is_bounded_and_one_catch_up_fits() -> None:
     assert MAX_QUEUE >= MAX_CATCH_UP - 1
     full = range(10, 10 + MAX_QUEUE)
     assert isinstance(decided("queue", 9_999, queue=full), LeaveOut)
-    assert decided("queue", 10, queue=full) == Wait(ids(*full), known=True)
-    assert decided("queue", 9_999, queue=full, begun=True) == Wait(ids(*full, 9_999))
+    assert decided("queue", 10, queue=full) == Wait(places(*full), known=True)
+    assert decided("queue", 9_999, queue=full, begun=True) == Wait(places(*full, 9_999))
 
 
 @pytest.mark.parametrize(
@@ -126,8 +126,8 @@ def test_cancel_running(number: int, ended_at: float | None, expected: Any) -> N
 
 @pytest.mark.parametrize("policy", ["skip", "cancel_running"])
 def test_what_was_begun_is_neither_left_out_nor_cancels(policy: Overlap) -> None:
-    assert decided(policy, 4, begun=True) == Wait(ids(4))
-    assert decided(policy, 7, begun=True) == Wait(ids(7))
+    assert decided(policy, 4, begun=True) == Wait(places(4))
+    assert decided(policy, 7, begun=True) == Wait(places(7))
     assert decided(policy, 4, begun=True, ended_at=6, queue=[4]) == Enter(())
 
 
@@ -151,7 +151,7 @@ class World:
             begun=id_of(number) in queue,
             lane=self.lane,
             ended_at=self.ended.get(self.lane.run) if self.lane is not None else 0,
-            queue=queue,
+            queue=[Place(ulid_time(run) or 0, run) for run in queue],
         )
         match decision:
             case Enter(queue=waiting):
@@ -174,8 +174,9 @@ class World:
             self.ended[id_of(self.executing)] = self.now
             self.executing = None
 
-    def _change(self, run: str, queue: Sequence[str]) -> None:
-        self.lane = Lane(function="app.f", lane="app.f", run=run, message=1, queue=list(queue))
+    def _change(self, run: str, queue: Sequence[Place]) -> None:
+        waiting = [place.run for place in queue]
+        self.lane = Lane(function="app.f", lane="app.f", run=run, message=1, queue=waiting)
 
 
 @given(
