@@ -20,7 +20,7 @@ MAX_QUEUE = 1000
 
 @dataclass(frozen=True, slots=True, order=True)
 class Place:
-    """A run that waits, or could, and when it was due (epoch ms): with jitter later than its occurrence. Sorts by it."""
+    """A run that waits, or could, and when it was due (epoch ms), by which it sorts: with jitter that is later."""
 
     due: int
     run: str
@@ -65,13 +65,16 @@ def decide(
     lane: Lane | None,
     ended_at: int | None,
     queue: Sequence[Place],
+    blocked: bool = False,
 ) -> Decision:
     """What becomes of `run`, due at `due` (epoch ms), whose time has come.
 
     `lane` as it stands; `ended_at` is when the run that has it ended, None while that goes on, 0 if it is forgotten;
     `queue` are those that wait, without the first ones that have ended. Ids of runs sort by the times of their
-    occurrences, which say what is newer; those that wait go by when they were due. `begun`: it has a journal, for it waits already, or was executed and a user began it again after it
-    failed. It is no occurrence any more that could be left out, so it waits whatever the policy.
+    occurrences, which say what is newer; those that wait go by when they were due. `begun`: it has a journal, for
+    it waits already, or was executed and a user began it again after it failed. It is no occurrence any more that
+    could be left out, so it waits whatever the policy. `blocked`: one that was due before it has neither begun nor
+    come to wait, so it waits though the lane is free.
     """
     others = tuple(place for place in queue if place.run != run)
     if lane is None or lane.run == run:
@@ -79,7 +82,7 @@ def decide(
     if begun or policy == "queue":
         # Where it stands already, that counts: who is woken is the first as they stand.
         own = next((place for place in queue if place.run == run), Place(due, run))
-        first = not others or own < others[0]
+        first = not blocked and (not others or own < others[0])
         if ended_at is not None and first:
             return Enter(others)
         if own in queue:

@@ -1,13 +1,13 @@
 """Which occurrences stand ready, by their lanes: whoever goes in asks who was due before it and has not begun.
 
 Owns an index of the runs that stand on a function's subject, kept by this process as far as it had to read: each
-message is read once, not once for each run that goes in. It only says where to look. What it names may have begun, at
-another executor perhaps, or be gone; the caller asks the leader and says so (`forget`). Nothing is lost with it: a new process
-reads what stands then, and so does this one after a reconnect, for a server that came back without its last messages
-gives their sequences to others.
+message is read once, not once for each run that goes in. It only says where to look. What it names may have begun,
+at another executor perhaps, or be gone; the caller asks the leader and says so (`forget`). Nothing is lost with it: a
+new process reads what stands then, and so does this one after a reconnect, for a server that came back without its
+last messages gives their sequences to others.
 
-It holds no more than twice what stood between the oldest message and the one that goes in, and what stands before
-a message that was delivered was delivered too: a backlog that nobody has been given yet is not read.
+It holds no more than twice what stood between the oldest message and the one that goes in. What stands before a
+message that was delivered was delivered too: a backlog that nobody has been given yet is not read.
 """
 
 import asyncio

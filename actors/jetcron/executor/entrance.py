@@ -7,6 +7,7 @@ death here leaves the run as it was, or settled. Whoever changed the lane first 
 
 import asyncio
 from dataclasses import replace
+from functools import partial
 from weakref import WeakValueDictionary
 
 import structlog
@@ -25,8 +26,7 @@ from jetcron.options import MILLISECOND
 from jetcron.overlap import CancelHolder, Enter, LeaveOut, Wait, decide
 from jetcron.settings import Settings
 from jetcron.waits import Waits
-from jetcron_protocol.codec import DecodeError, decode
-from jetcron_protocol.ids import overlap_token
+from jetcron_protocol.codec import DecodeError
 from jetcron_protocol.messages import Failure, JournalEntry, Run
 
 log = structlog.get_logger("jetcron.executor")
@@ -84,28 +84,35 @@ class Entrance:
             standing = await self._lanes.read(run.function, lane)
             if history.last is None:
                 # Read after the lane: what became of it since changes the lane, and then nothing of this is stored.
-                begun, left_out = await asyncio.gather(
-                    self._begun(run.function, run.run), self._left_out_before(run.function, run.run)
-                )
+                begun, left_out = await self._lanes.settled(run.function, run.run)
                 if begun:
                     raise WrongSequence(400, 10071, "somebody had it before, its journal says")
                 if left_out:
                     await self._forget_waits(claimed)
                     return Acknowledge("it was left out: the ledger says so")
-            free = standing.ended_at is not None
-            decision = decide(
+            queue = standing.queue
+            if standing.ended_at is not None:
+                queue = await self._lanes.waiting(standing, going=run.run)
+            asked = partial(
+                decide,
                 run.overlap or "allow",
                 run.run,
                 due=due,
                 begun=history.last is not None,
                 lane=standing.stored,
                 ended_at=standing.ended_at,
-                queue=await self._lanes.waiting(standing) if free else standing.queue,
+                queue=queue,
             )
+            decision = asked()
+            claimed.behind = None
+            if isinstance(decision, Enter):
+                claimed.behind = await self._earlier_to_come(claimed, standing, lane, due)
+                if claimed.behind is not None:
+                    if standing.stored is None:
+                        return HandBack("an earlier occurrence has not been dealt with", soon=True)
+                    decision = asked(blocked=True)
             match decision:
                 case Enter(queue=left):
-                    if await self._earlier_stands(claimed, standing, lane, due):
-                        return HandBack("an earlier occurrence has not been dealt with", soon=True)
                     await self._made_way(run, standing)
                     claimed.check()
                     change = self._lanes.change(
@@ -120,41 +127,30 @@ class Entrance:
                 case LeaveOut(reason=reason):
                     await self._leave_out(claimed, standing, reason)
                     await self._forget_waits(claimed)
+                    if standing.queue:
+                        # The first of them may have waited for this one to come, before the policy changed.
+                        await self._lanes.pass_on(run.function, lane)
                     return Acknowledge(reason)
                 case CancelHolder():
                     await self._cancel(run, standing)
 
-    async def _begun(self, function: str, run: str) -> bool:
-        subject = self._names.journal_of(function, run)
-        return await self._bus.last(self._names.journal, subject) is not None
-
-    async def _left_out_before(self, function: str, run: str) -> bool:
-        subject = self._names.journal_of(function, overlap_token(run))
-        return await self._bus.last(self._names.journal, subject) is not None
-
-    async def _earlier_stands(self, claimed: Claimed, standing: Standing, lane: str, due: int) -> bool:
-        """Whether an occurrence that was due earlier lies with somebody who has not entered it yet, dead perhaps."""
+    async def _earlier_to_come(
+        self, claimed: Claimed, standing: Standing, lane: str, due: int
+    ) -> Arrival | None:
+        """An occurrence that was due earlier and lies with somebody who has not entered it yet, dead perhaps."""
         run, stored = claimed.run, standing.stored
         if run.overlap != "queue" or (stored is not None and stored.run == run.run):
-            return False
+            return None
         # These have a journal: they went in, or began to wait.
         known = {place.run for place in standing.queue} | ({stored.run} if stored is not None else set())
         before = claimed.delivery.sequence
-        earlier = await self._arrivals.earlier(run.function, lane, than=(due, run.run), before=before)
-        for other in earlier:
-            if other.run not in known and await self._is_to_come(run.function, other):
-                return True
+        for other in await self._arrivals.earlier(run.function, lane, than=(due, run.run), before=before):
+            if other.run not in known and await self._lanes.is_to_come(
+                run.function, other.run, other.sequence
+            ):
+                return other
             self._arrivals.forget(run.function, lane, other.sequence)
-        return False
-
-    async def _is_to_come(self, function: str, other: Arrival) -> bool:
-        """Whether this occurrence stands, neither begun nor left out. What changes that changes the lane."""
-        found, begun, left_out = await asyncio.gather(
-            self._bus.at_sequence(self._names.work, other.sequence),
-            self._begun(function, other.run),
-            self._left_out_before(function, other.run),
-        )
-        return found is not None and not begun and not left_out
+        return None
 
     async def _made_way(self, run: Run, standing: Standing) -> None:
         """Wait until the code of a run that was cancelled a moment ago has ended: then its message is acknowledged."""
