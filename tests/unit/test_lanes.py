@@ -1,19 +1,24 @@
 """Overlap, decided purely: who goes in, who waits, who is left out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jetcron.bus import Bus
 from jetcron.cycle import make_run
 from jetcron.history import about
-from jetcron.lanes import lane_for
+from jetcron.lanes import Lanes, Standing, lane_for
 from jetcron.overlap import MAX_QUEUE, CancelHolder, Enter, LeaveOut, Place, Wait, decide
+from jetcron.waits import Waits
+from jetcron_protocol.codec import decode
 from jetcron_protocol.ids import code_run_id, lane_of, manual_run_id, overlap_token, ulid_time
 from jetcron_protocol.messages import MAX_CATCH_UP, Lane, Overlap, Run, Schedule
+from jetcron_protocol.subjects import Names
 
 SECOND = 1_000
 
@@ -30,6 +35,7 @@ def decided(
     ended_at: float | None = None,
     queue: Sequence[int] = (),
     begun: bool = False,
+    blocked: bool = False,
 ) -> Any:
     lane = None
     if holder is not None:
@@ -48,6 +54,7 @@ def decided(
         lane=lane,
         ended_at=None if ended_at is None else int(ended_at * SECOND),
         queue=places(*queue),
+        blocked=blocked,
     )
 
 
@@ -100,6 +107,52 @@ def test_skip(number: int, ended_at: float | None, out: bool) -> None:
 )
 def test_queue(number: int, ended_at: float | None, queue: Sequence[int], expected: Any) -> None:
     assert decided("queue", number, ended_at=ended_at, queue=queue) == expected
+
+
+def test_a_queue_is_in_the_order_in_which_its_runs_fall_due_and_jitter_delays_them() -> None:
+    late, soon, next_ = (Place(due * SECOND, id_of(number)) for due, number in ((30, 6), (8, 7), (31, 8)))
+
+    def decided_due(place: Place, *queue: Place, ended_at: int | None = None) -> Any:
+        lane = Lane(function="app.f", lane="app.f", run=id_of(5), message=1)
+        return decide(
+            "queue", place.run, due=place.due, begun=False, lane=lane, ended_at=ended_at, queue=queue
+        )
+
+    assert decided_due(late, soon) == Wait((soon, late))
+    assert decided_due(soon, late, next_) == Wait((soon, late, next_))
+    assert decided_due(late, soon, late, ended_at=6_000) == Wait((soon, late), known=True)
+    assert decided_due(soon, soon, late, ended_at=6_000) == Enter((late,))
+    assert decided_due(soon, late, next_, ended_at=6_000) == Enter((late, next_))
+    # An older program wrote the queue, and left out when they fall due: whoever is woken as the first goes in.
+    as_written = [Place(6_000, late.run), Place(7_000, soon.run)]
+    assert decided_due(late, *as_written, ended_at=6_000) == Enter((as_written[1],))
+
+
+@pytest.mark.parametrize(
+    ("number", "queue", "expected"),
+    [
+        (7, (), Wait(places(7))),
+        (7, (8, 9), Wait(places(7, 8, 9))),
+        (7, (7, 9), Wait(places(7, 9), known=True)),
+        (5, (7,), Enter(places(7))),  # the lane is its own
+    ],
+)
+def test_who_is_due_after_one_that_is_still_to_come_waits_though_the_lane_is_free(
+    number: int, queue: Sequence[int], expected: Any
+) -> None:
+    assert decided("queue", number, ended_at=5.5, queue=queue, blocked=True) == expected
+
+
+def test_when_runs_fall_due_is_stored_of_those_that_jitter_delays() -> None:
+    lanes = Lanes(cast(Bus, SimpleNamespace(names=Names("jetcron"))), cast(Waits, None))
+    standing = Standing("app.f", "app.f")
+    queue = (Place(8_000, id_of(7)), Place(30_000, id_of(6)))
+    stored = decode(Lane, lanes.change(standing, run=id_of(5), message=1, queue=queue).payload)
+    assert (stored.queue, stored.due) == ([id_of(7), id_of(6)], {id_of(7): 8_000, id_of(6): 30_000})
+    assert replace(standing, stored=stored).queue == queue
+    stored = decode(Lane, lanes.change(standing, run=id_of(5), message=1, queue=places(6, 7)).payload)
+    assert (stored.queue, stored.due) == ([id_of(6), id_of(7)], None)
+    assert replace(standing, stored=stored).queue == places(6, 7)
 
 
 def test_a_queue_is_bounded_and_one_catch_up_fits() -> None:

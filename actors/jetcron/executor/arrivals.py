@@ -78,6 +78,10 @@ class Arrivals:
         self._bus = bus
         self._of: dict[str, _Index] = {}
 
+    def __len__(self) -> int:
+        """How many messages are known."""
+        return sum(index.size for index in self._of.values())
+
     async def earlier(self, function: str, lane: str, *, than: tuple[int, str], before: int) -> list[Arrival]:
         """The occurrences of `lane` due earlier than (time, run) that were stored before the sequence `before`.
 
