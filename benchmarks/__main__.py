@@ -6,7 +6,7 @@ from pathlib import Path
 
 import uvloop
 
-from benchmarks import lateness, memory, scale, schedules, steps, throughput
+from benchmarks import lanes, lateness, memory, scale, schedules, steps, throughput
 
 
 def main() -> None:
@@ -14,7 +14,7 @@ def main() -> None:
     parser.add_argument(
         "what",
         nargs="*",
-        choices=["throughput", "lateness", "memory", "schedules", "scale", "steps", "waits", []],
+        choices=["throughput", "lateness", "memory", "schedules", "lanes", "scale", "steps", "waits", []],
         default=[],
     )
     parser.add_argument("--seconds", type=int, default=300, help="how long ten functions fire each second")
@@ -22,7 +22,7 @@ def main() -> None:
         "--schedules", type=int, default=schedules.COUNT, help="how many schedules are created"
     )
     arguments = parser.parse_args()
-    wanted = arguments.what or ["throughput", "lateness", "memory", "schedules", "steps", "waits"]
+    wanted = arguments.what or ["throughput", "lateness", "memory", "schedules", "lanes", "steps", "waits"]
     with tempfile.TemporaryDirectory() as folder:
         if "throughput" in wanted:
             throughput.run(str(Path(folder) / "throughput"))
@@ -36,6 +36,8 @@ def main() -> None:
             uvloop.run(steps.measure_waits(str(Path(folder) / "waits")))
         if "schedules" in wanted:
             schedules.run(arguments.schedules)
+        if "lanes" in wanted:
+            lanes.run(str(Path(folder) / "lanes"))
         # Only when asked for: with a million schedules it takes minutes.
         if "scale" in arguments.what:
             scale.run(arguments.schedules, str(Path(folder) / "scale"))

@@ -200,9 +200,9 @@ def data_schedule(id: str) -> Schedule:
     )
 
 
-def check(policy: Overlap, found: Account) -> None:
+def check(policy: Overlap, found: Account, *, least: int = ROUNDS) -> None:
     occurrences = sorted([*found.runs, *found.ledger])
-    assert len(occurrences) >= ROUNDS, "too few to tell anything"
+    assert len(occurrences) >= least, "too few to tell anything"
     assert occurrences == list(range(occurrences[0], occurrences[-1] + SECOND, SECOND)), "each once"
     in_order = [span for _, span in sorted(found.runs.items()) if span is not None]
     spans = sorted(in_order)
@@ -261,4 +261,4 @@ async def weather(server: NatsServer, seed: int, *, kills: tuple[int, ...] = (),
         teams = await account(stack, OF_A_TEAM)
         assert sorted(teams) == sorted(TEAMS)
         for found in teams.values():
-            check("queue", found)
+            check("queue", found, least=ROUNDS // 2)  # they were created while it stormed already
