@@ -32,7 +32,7 @@ LANE_STEP = "#lane"
 class Standing:
     """A lane as it is stored, if it is, and the sequence to replace it by.
 
-    `last` is the last entry in the journal of the run that has it.
+    `last` is the last entry in the journal of the run that has it; `queue` are those that wait, as they stand.
     """
 
     function: str
@@ -40,6 +40,7 @@ class Standing:
     stored: Lane | None = None
     sequence: int = 0
     last: JournalEntry | None = None
+    queue: tuple[Place, ...] = ()
 
     @property
     def ended_at(self) -> int | None:
@@ -48,20 +49,18 @@ class Standing:
             return 0
         return self.last.at if self.last.entry in FINISHED else None
 
-    @property
-    def queue(self) -> tuple[Place, ...]:
-        """Who waits, as they stand."""
-        if self.stored is None:
-            return ()
-        due = self.stored.due or {}
-        return tuple(Place(due.get(run, ulid_time(run) or 0), run) for run in self.stored.queue)
-
 
 def lane_for(function: str, run: str, origin: Run | About) -> str | None:
     """The lane an occurrence goes by; None for a run that goes by none."""
     if origin.overlap is None or origin.schedule is None or origin.scheduled_at is None:
         return None
     return lane_of(function, origin.schedule, origin.scheduled_at, run)
+
+
+def places(lane: Lane) -> tuple[Place, ...]:
+    """Who waits, and when they were due."""
+    due = lane.due or {}
+    return tuple([Place(due.get(run) or ulid_time(run) or 0, run) for run in lane.queue])
 
 
 def waits_for_turn(entry: JournalEntry) -> bool:
@@ -97,7 +96,7 @@ class Lanes:
             stored = decode(Lane, found.payload)
         except DecodeError as error:
             raise TryAgain(0, 0, f"a lane cannot be read: {error}") from None
-        return Standing(function, lane, stored, found.sequence)
+        return Standing(function, lane, stored, found.sequence, queue=places(stored))
 
     async def waiting(self, standing: Standing, *, going: str | None = None) -> tuple[Place, ...]:
         """Who waits, without the first ones that were ended while they did; `going` is known to go on."""

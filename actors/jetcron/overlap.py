@@ -11,6 +11,7 @@ though others go on, and though they were left out before.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from jetcron_protocol.messages import Lane, Overlap
 
@@ -18,8 +19,7 @@ MAX_QUEUE = 1000
 """Most runs that wait for one lane; what comes then is left out. One catch-up fits."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Place:
+class Place(NamedTuple):
     """A run that waits, or could, and when it was due (epoch ms), by which it sorts: with jitter that is later."""
 
     due: int

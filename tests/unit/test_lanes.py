@@ -1,7 +1,7 @@
 """Overlap, decided purely: who goes in, who waits, who is left out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jetcron.bus import Bus
 from jetcron.cycle import make_run
 from jetcron.history import about
-from jetcron.lanes import Lanes, Standing, lane_for
+from jetcron.lanes import Lanes, Standing, lane_for, places
 from jetcron.overlap import MAX_QUEUE, CancelHolder, Enter, LeaveOut, Place, Wait, decide
 from jetcron.waits import Waits
 from jetcron_protocol.codec import decode
@@ -53,12 +53,12 @@ def decided(
         begun=begun,
         lane=lane,
         ended_at=None if ended_at is None else int(ended_at * SECOND),
-        queue=places(*queue),
+        queue=waiting(*queue),
         blocked=blocked,
     )
 
 
-def places(*numbers: int) -> tuple[Place, ...]:
+def waiting(*numbers: int) -> tuple[Place, ...]:
     return tuple(Place(number * SECOND, id_of(number)) for number in numbers)
 
 
@@ -70,8 +70,8 @@ def test_run_ids_sort_by_the_time_of_their_occurrence() -> None:
 def test_nobody_is_in_the_way_of_the_first_nor_of_oneself(policy: Overlap) -> None:
     assert decided(policy, 7, holder=None) == Enter(())
     # Delivered again, taken over, retried, or come back from a wait.
-    assert decided(policy, 5, queue=[6, 7]) == Enter(places(6, 7))
-    assert decided(policy, 5, queue=[6, 7], begun=True) == Enter(places(6, 7))
+    assert decided(policy, 5, queue=[6, 7]) == Enter(waiting(6, 7))
+    assert decided(policy, 5, queue=[6, 7], begun=True) == Enter(waiting(6, 7))
 
 
 @pytest.mark.parametrize(
@@ -94,15 +94,15 @@ def test_skip(number: int, ended_at: float | None, out: bool) -> None:
 @pytest.mark.parametrize(
     ("number", "ended_at", "queue", "expected"),
     [
-        (7, None, (), Wait(places(7))),
-        (7, None, (6, 8), Wait(places(6, 7, 8))),
-        (7, None, (7, 8), Wait(places(7, 8), known=True)),
+        (7, None, (), Wait(waiting(7))),
+        (7, None, (6, 8), Wait(waiting(6, 7, 8))),
+        (7, None, (7, 8), Wait(waiting(7, 8), known=True)),
         (7, 6, (), Enter(())),
-        (7, 6, (7, 8), Enter(places(8))),
-        (6, 6, (7, 8), Enter(places(7, 8))),  # late, and older than all that wait
-        (8, 6, (7, 8), Wait(places(7, 8), known=True)),
-        (9, 6, (7, 8), Wait(places(7, 8, 9))),
-        (4, None, (6,), Wait(places(4, 6))),
+        (7, 6, (7, 8), Enter(waiting(8))),
+        (6, 6, (7, 8), Enter(waiting(7, 8))),  # late, and older than all that wait
+        (8, 6, (7, 8), Wait(waiting(7, 8), known=True)),
+        (9, 6, (7, 8), Wait(waiting(7, 8, 9))),
+        (4, None, (6,), Wait(waiting(4, 6))),
     ],
 )
 def test_queue(number: int, ended_at: float | None, queue: Sequence[int], expected: Any) -> None:
@@ -131,10 +131,10 @@ def test_a_queue_is_in_the_order_in_which_its_runs_fall_due_and_jitter_delays_th
 @pytest.mark.parametrize(
     ("number", "queue", "expected"),
     [
-        (7, (), Wait(places(7))),
-        (7, (8, 9), Wait(places(7, 8, 9))),
-        (7, (7, 9), Wait(places(7, 9), known=True)),
-        (5, (7,), Enter(places(7))),  # the lane is its own
+        (7, (), Wait(waiting(7))),
+        (7, (8, 9), Wait(waiting(7, 8, 9))),
+        (7, (7, 9), Wait(waiting(7, 9), known=True)),
+        (5, (7,), Enter(waiting(7))),  # the lane is its own
     ],
 )
 def test_who_is_due_after_one_that_is_still_to_come_waits_though_the_lane_is_free(
@@ -149,18 +149,18 @@ def test_when_runs_fall_due_is_stored_of_those_that_jitter_delays() -> None:
     queue = (Place(8_000, id_of(7)), Place(30_000, id_of(6)))
     stored = decode(Lane, lanes.change(standing, run=id_of(5), message=1, queue=queue).payload)
     assert (stored.queue, stored.due) == ([id_of(7), id_of(6)], {id_of(7): 8_000, id_of(6): 30_000})
-    assert replace(standing, stored=stored).queue == queue
-    stored = decode(Lane, lanes.change(standing, run=id_of(5), message=1, queue=places(6, 7)).payload)
+    assert places(stored) == queue
+    stored = decode(Lane, lanes.change(standing, run=id_of(5), message=1, queue=waiting(6, 7)).payload)
     assert (stored.queue, stored.due) == ([id_of(6), id_of(7)], None)
-    assert replace(standing, stored=stored).queue == places(6, 7)
+    assert places(stored) == waiting(6, 7)
 
 
 def test_a_queue_is_bounded_and_one_catch_up_fits() -> None:
     assert MAX_QUEUE >= MAX_CATCH_UP - 1
     full = range(10, 10 + MAX_QUEUE)
     assert isinstance(decided("queue", 9_999, queue=full), LeaveOut)
-    assert decided("queue", 10, queue=full) == Wait(places(*full), known=True)
-    assert decided("queue", 9_999, queue=full, begun=True) == Wait(places(*full, 9_999))
+    assert decided("queue", 10, queue=full) == Wait(waiting(*full), known=True)
+    assert decided("queue", 9_999, queue=full, begun=True) == Wait(waiting(*full, 9_999))
 
 
 @pytest.mark.parametrize(
@@ -179,8 +179,8 @@ def test_cancel_running(number: int, ended_at: float | None, expected: Any) -> N
 
 @pytest.mark.parametrize("policy", ["skip", "cancel_running"])
 def test_what_was_begun_is_neither_left_out_nor_cancels(policy: Overlap) -> None:
-    assert decided(policy, 4, begun=True) == Wait(places(4))
-    assert decided(policy, 7, begun=True) == Wait(places(7))
+    assert decided(policy, 4, begun=True) == Wait(waiting(4))
+    assert decided(policy, 7, begun=True) == Wait(waiting(7))
     assert decided(policy, 4, begun=True, ended_at=6, queue=[4]) == Enter(())
 
 
