@@ -501,7 +501,8 @@ class Lane:
     """Where the runs of one schedule go one at a time: `run`, the last one that went in, has it until it has ended.
 
     `message` is the sequence of the message through which that run was claimed last; `queue` are the runs
-    that wait for their turn, by the times of their occurrences, which their ids begin with.
+    that wait for their turn, by when they were due: at the times of their occurrences, which their ids begin
+    with, or, with jitter, at those in `due`.
     """
 
     kind: ClassVar[str] = "lane"
@@ -510,6 +511,7 @@ class Lane:
     run: Token
     message: Count
     queue: list[Token] = field(default_factory=list)
+    due: dict[Token, Time] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
