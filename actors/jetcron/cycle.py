@@ -238,9 +238,26 @@ def first_tick(entry: Entry) -> Tick | None:
     schedule = entry.schedule
     if schedule.state != "active":
         return None
-    after = schedule.armed_from if schedule.at is None else min(schedule.armed_from, schedule.at - 1)
-    at = next_occurrence(schedule, after)
+    at = next_occurrence(schedule, counts_after(schedule))
     return None if at is None else Tick(schedule=schedule.id, revision=entry.revision, at=at)
+
+
+def counts_after(schedule: Schedule) -> int:
+    """The time after which this revision's occurrences lie: that from which it governs.
+
+    An `at` that was past then is its occurrence too.
+    """
+    return schedule.armed_from if schedule.at is None else min(schedule.armed_from, schedule.at - 1)
+
+
+def awaited(schedule: Schedule, now: int) -> int | None:
+    """The occurrence for which an active schedule has a tick, were all in order; None: it needs none.
+
+    One with an `at` is over when its state says so, and until then it is awaited, however long past.
+    """
+    if schedule.at is not None:
+        return schedule.at
+    return next_occurrence(schedule, max(now, schedule.armed_from))
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,18 +268,26 @@ class Repair:
     gap: Gap | None = None
 
 
-def repair(entry: Entry, *, healthy_at: int, horizon: int) -> Repair | None:
+def repair(entry: Entry, *, healthy_at: int, horizon: int, end: int | None = None) -> Repair | None:
     """Restart an active schedule that has no tick.
 
     From `healthy_at`, when its group was last found whole, but no further back than `horizon`, before which
-    finished journals are gone and nobody can tell what ran. None: nothing is due any more.
+    finished journals are gone and nobody can tell what ran. `end` is that of a revision about to be replaced, which
+    governs nothing later. None: nothing is due any more.
     """
     schedule = entry.schedule
     if schedule.state != "active":
         return None
     since = max(healthy_at, schedule.armed_from)
     start = max(since, horizon)
+    if schedule.at is not None:
+        # Active, it has not been settled, whatever sweeps have seen since. It ran, if at all, when it was armed or
+        # later: while that is remembered, to run it once more is to run it once.
+        since = counts_after(schedule)
+        start = since if max(schedule.at, schedule.armed_from) > horizon else schedule.at
     at = next_occurrence(schedule, start)
+    if at is not None and end is not None and at > end:
+        at = None
     gap = None
     if start > since:
         unknown = occurrences(schedule, since, start, 0)

@@ -221,3 +221,41 @@ async def test_a_running_checker_mends_a_cycle_that_has_no_tick(slow_stack: Stac
 
     await until(running, what="runs again")
     assert {tick[1] for tick in await held(stack)} == {revision}
+
+
+async def test_what_is_once_and_was_past_when_it_was_set_is_mended(stack: Stack) -> None:
+    now = stack.clock.now()
+    once = hourly(every=None, at=now - HOUR, armed_from=now - 60_000, origin="data")
+    revision = await put(stack, once)
+    await note(stack, 5, now)
+    assert await sweep(stack) == {"broken": 1}
+    assert await held(stack) == [(ID, revision, now - HOUR)]
+
+
+async def test_what_is_once_and_was_due_before_anybody_remembers_is_told_and_over(stack: Stack) -> None:
+    """Else it would be missed for ever: its end is told cron-sync, as cron-tick does."""
+    at = stack.clock.now() - 100 * HOUR
+    await put(stack, hourly(every=None, at=at, armed_from=at - HOUR, origin="data"))
+    assert await sweep(stack) == {"broken": 1}
+    (message,) = await stack.stored(stack.names.journal)
+    gap = decode(Gap, message.payload)
+    assert (gap.start, gap.to, gap.count, gap.reason) == (at, at, 1, "unknown_history")
+    assert await held(stack) == []
+    await stack.start("cron-sync")
+    await stack.settled(stack.names.work, stack.names.cron_sync)
+    entry = await stack.bus.entry(stack.names.schedule_key(ID))
+    assert entry is not None
+    assert decode(Schedule, entry.payload).state == "deleted"
+    assert await sweep(stack) == {}
+
+
+async def test_a_chain_that_breaks_twice_goes_on_from_where_it_was_whole(stack: Stack) -> None:
+    """What mends it stands for a time that is past: the sweep that mended it does not vouch for that."""
+    healthy = stack.clock.now() // HOUR * HOUR - 3 * HOUR + 1
+    revision = await put(stack, hourly())
+    await note(stack, 5, healthy)
+    first = (healthy // HOUR + 1) * HOUR
+    for ahead in (0, 2_000):
+        assert await sweep(stack, ahead=ahead) == {"broken": 1}
+        assert await held(stack) == [(ID, revision, first)]
+        await stack.bus.purge(stack.names.work, stack.names.ticks_of(ID))

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import count
 
 from jetcron.bus import Delivery, hold
+from jetcron.clock import SystemClock
 from jetcron.dispatch import held_tick, next_turn
 from jetcron_protocol.codec import encode
 from jetcron_protocol.ids import group_of, manual_run_id, shard
@@ -77,3 +78,21 @@ async def test_every_sweep_twice_is_every_sweep_once(shared_nats: NatsServer) ->
     once = await play(shared_nats, sweep(0))
     twice = await play(shared_nats, sweep(0), again=1)
     assert twice.state == once.state
+
+
+async def test_a_fault_while_what_is_once_is_mended_changes_nothing(shared_nats: NatsServer) -> None:
+    """One that was past when it was set is armed again; of one long ago the ledger is told, then cron-sync."""
+    belated, forgotten = in_group(5, 2)
+    began = SystemClock().now()
+
+    async def prepare(stack: Stack) -> None:
+        for id, armed_from in ((belated, began), (forgotten, 2)):
+            once = Schedule(id=id, function="app.f", origin="data", at=1, armed_from=armed_from)
+            await stack.bus.publish(stack.names.schedule_key(id), encode(once))
+        await stack.bus.publish(stack.names.health_due, b"5")
+
+    scenario = Scenario(prepare, sweep(5).act, durable="health_checker")
+    async for where, whole, disturbed in every_fault(shared_nats, scenario):
+        assert disturbed.state == whole.state, where
+        for part in (f".{belated}.1.1", ".sync.", ".gap-"):
+            assert part in str(whole.state), part

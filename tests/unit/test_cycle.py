@@ -15,7 +15,9 @@ from jetcron.cycle import (
     Entry,
     Nothing,
     Rearm,
+    Repair,
     Turn,
+    awaited,
     decide_turn,
     first_tick,
     make_run,
@@ -416,7 +418,31 @@ def test_what_is_not_active_is_not_repaired(state: Any) -> None:
 
 
 def test_what_has_nothing_left_is_not_repaired() -> None:
-    assert repair(Entry(ONCE, 5), healthy_at=NINE, horizon=0) is None
+    assert repair(Entry(replace(HOURLY, end=NINE), 5), healthy_at=NINE, horizon=0) is None
+
+
+@pytest.mark.parametrize("armed_from", [NINE - HOUR, NINE + HOUR])
+@pytest.mark.parametrize("healthy_at", [0, NINE, NINE + DAY])
+def test_what_is_once_is_awaited_until_it_is_over(armed_from: int, healthy_at: int) -> None:
+    """Also where it was past when it was set: as it is first armed, so it is armed again, and missed by doctors."""
+    once = replace(ONCE, armed_from=armed_from)
+    tick = first_tick(Entry(once, 5))
+    assert tick == Tick(schedule="app.f", revision=5, at=NINE)
+    assert repair(Entry(once, 5), healthy_at=healthy_at, horizon=armed_from - 1) == Repair(tick)
+    assert awaited(once, NINE + DAY) == NINE
+    unknown = Gap(schedule="app.f", start=NINE, to=NINE, count=1, reason="unknown_history")
+    assert repair(Entry(once, 5), healthy_at=healthy_at, horizon=NINE + 2 * HOUR) == Repair(None, unknown)
+
+
+def test_a_revision_about_to_be_replaced_is_repaired_up_to_its_end() -> None:
+    broken = Entry(HOURLY, 5)
+    assert repair(broken, healthy_at=NINE, horizon=0, end=NINE + HOUR - 1) is None
+    assert repair(broken, healthy_at=NINE, horizon=0, end=NINE + HOUR) == Repair(
+        Tick(schedule="app.f", revision=5, at=NINE + HOUR)
+    )
+    found = repair(broken, healthy_at=NINE, horizon=NINE + 3 * HOUR, end=NINE + 3 * HOUR + 1)
+    assert found is not None
+    assert (found.tick, found.gap and found.gap.count) == (None, 3)
 
 
 # What is left to the other scheduler.
