@@ -26,7 +26,7 @@ from jetcron.options import (
     readable,
 )
 from jetcron_protocol.codec import EncodeError, pack
-from jetcron_protocol.messages import MAX_CATCH_UP, MAX_TIME, MIN_TIME, Schedule
+from jetcron_protocol.messages import MAX_CATCH_UP, MAX_TIME, MIN_TIME, Function, Schedule
 from jetcron_protocol.subjects import CANARY, InvalidName, Names, check_id
 
 T = TypeVar("T")
@@ -109,11 +109,18 @@ def check(raw: object, *, now: int, faulty: Collection[str] = ()) -> Checked:
     return Checked(id if isinstance(id, str) else "", found.schedule(), found.faults)
 
 
-def no_function(function: str, *, archived: bool) -> str:
-    """What is to be said of a function that is not registered, or no more."""
-    if archived:
-        return f"function={function!r} is archived; registering its app again brings it back"
-    return f"function={function!r} is not registered; 'jetcron functions list' shows what is"
+def unfit(id: str, function: Function | None, overlap: object) -> list[str]:
+    """What is wrong with running this function, as it is registered under `id`, from a schedule that overlaps so."""
+    if function is None:
+        return [f"function={id!r} is not registered; 'jetcron functions list' shows what is"]
+    if function.state == "archived":
+        return [f"function={id!r} is archived; registering its app again brings it back"]
+    if overlap == "cancel_running" and function.concurrency == 1:
+        return [
+            f"overlap={overlap!r}, and {id} runs one at a time; allowed is a function with a concurrency of 2 or "
+            "more, or none"
+        ]
+    return []
 
 
 class _Fields:

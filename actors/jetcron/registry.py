@@ -88,6 +88,13 @@ class Registry:
         for start in range(0, len(messages), MAX_BATCH):
             await self._bus.publish_atomic(messages[start : start + MAX_BATCH])
 
+    async def check_owners(self, wanted: Sequence[Schedule]) -> None:
+        """Raises `InvalidName` with every id that is another's: one of code where data stands, or the reverse."""
+        held = await self.schedules([one.id for one in wanted])
+        taken = [fault for one in wanted if (fault := _taken(one, held[one.id].value))]
+        if taken:
+            raise InvalidName("; ".join(taken))
+
     async def put_schedules(
         self,
         wanted: Sequence[Schedule],
@@ -127,7 +134,8 @@ class Registry:
                 mine.append(Entry(previous, held.sequence))
                 successors.append(mine[-1])
                 continue
-            _check_owner(schedule, previous)
+            if taken := _taken(schedule, previous):
+                raise InvalidName(taken)
             if not _replaces(schedule, previous, delivery.sequence):
                 if previous is not None and previous.origin == "data":
                     self._stands(Entry(previous, held.sequence), now, applied)
@@ -224,10 +232,11 @@ def _replaces(schedule: Schedule, previous: Schedule | None, command: int) -> bo
     return replace(schedule, armed_from=0, command=0) != replace(previous, armed_from=0, command=0)
 
 
-def _check_owner(schedule: Schedule, previous: Schedule | None) -> None:
-    """A cron trigger in code does not take the place of a schedule somebody created under its id."""
-    if previous is not None and previous.state != "deleted" and previous.origin != schedule.origin:
-        raise InvalidName(
-            f"the schedule id {schedule.id!r} is taken by one created as data; delete that one, "
-            "or give the function another id"
-        )
+def _taken(schedule: Schedule, previous: Schedule | None) -> str | None:
+    """What is to be said if a cron trigger in code would take the place of a schedule somebody created under its id."""
+    if previous is None or previous.state == "deleted" or previous.origin == schedule.origin:
+        return None
+    return (
+        f"the schedule id {schedule.id!r} is taken by one created as data; delete that one, or give the function "
+        "another id"
+    )

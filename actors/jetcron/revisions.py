@@ -16,6 +16,7 @@ Move = Literal["pause", "unpause", "archive", "delete"]
 
 FUNCTION = "its function"
 """Who changed a schedule that followed its function's state."""
+_AFRESH = "allowed is an update that gives it times to come"
 _NEAR = 64
 """So many occurrences are walked one by one; further ones are searched for by counting."""
 _FIRST_REACH = 3_600_000
@@ -57,8 +58,13 @@ def updated(id: str, changes: Mapping[str, Any], previous: Schedule | None, *, n
     merged |= {name: value for name, value in changes.items() if name in FIELDS}
     found = check({"id": id, **merged}, now=now)
     # What has ended begins again, for it fires again.
-    if found.schedule is not None and previous.state not in ("active", "ended"):
-        found.schedule = replace(found.schedule, state=previous.state)
+    if found.schedule is not None and previous.state == "ended":
+        armed = max(now, previous.armed_from)
+        if settled(replace(found.schedule, armed_from=armed), previous).state != "active":
+            found.faults.append(f"no occurrence is left; {_AFRESH}")
+            found.schedule = None
+    elif found.schedule is not None and previous.state != "active":
+        found.schedule = replace(found.schedule, state=previous.state, with_function=previous.with_function)
     return found
 
 
@@ -70,14 +76,14 @@ def moved(id: str, move: Move, previous: Schedule | None) -> Schedule | str:
         return _in_code(id)
     match move:
         case "delete":
-            return replace(previous, state="deleted")
+            return replace(previous, state="deleted", with_function=False)
         case "archive":
-            return replace(previous, state="archived")
+            return replace(previous, state="archived", with_function=False)
         case "unpause" if previous.state in ("active", "paused", "archived"):
-            return replace(previous, state="active")
+            return replace(previous, state="active", with_function=False)
         case "pause" if previous.state in ("active", "paused"):
-            return replace(previous, state="paused")
-    allowed = "an update that gives it times to come" if previous.state == "ended" else "an unpause"
+            return replace(previous, state="paused", with_function=False)
+    allowed = _AFRESH.removeprefix("allowed is ") if previous.state == "ended" else "an unpause"
     return f"{id!r} is {previous.state} and cannot be {move}{'' if move.endswith('e') else 'e'}d; allowed is {allowed}"
 
 
@@ -86,21 +92,29 @@ def followed(schedule: Schedule, function: FunctionState) -> Schedule | None:
 
     Back comes what went with its function, and only that: what somebody paused stays paused.
     """
-    went = schedule.by == FUNCTION
+    went = schedule.with_function
     match function:
         case "active" if went and schedule.state in ("paused", "archived"):
-            return replace(schedule, state="active", by=FUNCTION)
+            return replace(schedule, state="active", with_function=False, by=FUNCTION)
         case "paused" if schedule.state == "active" or (went and schedule.state == "archived"):
-            return replace(schedule, state="paused", by=FUNCTION)
+            return replace(schedule, state="paused", with_function=True, by=FUNCTION)
         case "archived" if schedule.state == "active" or (went and schedule.state == "paused"):
-            return replace(schedule, state="archived", by=FUNCTION)
+            return replace(schedule, state="archived", with_function=True, by=FUNCTION)
     return None
+
+
+def beside(schedule: Schedule, function: FunctionState) -> Schedule:
+    """The schedule as its function's state allows: with a paused one it is paused, and goes on with it."""
+    if schedule.state == "active" and function == "paused":
+        return replace(schedule, state="paused", with_function=True)
+    return schedule
 
 
 def same(one: Schedule, other: Schedule) -> bool:
     """Whether two revisions are of one definition and state: to write the second would change nothing."""
     return (
         one.state == other.state
+        and one.with_function == other.with_function
         and one.origin == other.origin
         and all(getattr(one, name) == getattr(other, name) for name in FIELDS if name != "end")
         and _end_given(one) == _end_given(other)

@@ -119,7 +119,8 @@ class Schedule:
     In force in (`armed_from`, the next revision's `armed_from`]. `origin` says whether code declared it
     (its runs are then named by function and time alone) or it was created as data. `command` is the
     sequence of the sync command that wrote it, `by` who gave it. Of what was missed, `catch_up` runs nothing older
-    than `catch_up_within`, and ``all`` no more than the `catch_up_most` newest.
+    than `catch_up_within`, and ``all`` no more than the `catch_up_most` newest. `with_function`: its state is its
+    function's, with which it becomes active again.
 
     With `max_runs`, `end` is the time of the last occurrence it leaves, or `end_given`, its author's own, if that
     is earlier; `counted` are the occurrences before this revision.
@@ -140,6 +141,7 @@ class Schedule:
     catch_up_most: CatchUpMost | None = None
     overlap: Overlap = "allow"
     state: ScheduleState = "active"
+    with_function: bool = False
     payload: Any = None
     start: Time | None = None
     end: Time | None = None

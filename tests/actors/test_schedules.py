@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
@@ -13,7 +14,7 @@ from jetcron import App, Client, ConfigurationError, Context
 from jetcron.clock import from_ms
 from jetcron.errors import NotFound, ScheduleRefused, TryAgain
 from jetcron.registration import order
-from jetcron_protocol.codec import decode, encode
+from jetcron_protocol.codec import decode, encode, pack
 from jetcron_protocol.ids import code_run_id, schedule_run_id
 from jetcron_protocol.messages import CronTrigger, Function, Past, Run, Schedule, SyncCommand, SyncReply
 from tests.support.nats_server import NatsServer
@@ -591,3 +592,88 @@ async def test_updates_from_everywhere_leave_one_chain(stack: Stack, client: Cli
     assert last.revision == revision
     assert entry.cron == f"{entry.payload} 9 1 3 *"
     assert [number for number, _ in await held(stack, "a")] == [revision]
+
+
+# Beside the function's own state.
+
+
+async def order_function(stack: Stack, what: str, *ids: str) -> None:
+    made = SyncCommand(id=f"{what}-{stack.clock.now()}", command=what, app="reports", items=list(ids))  # type: ignore[arg-type]
+    assert not (await order(stack.bus, made, wait=PATIENCE)).errors
+
+
+async def test_a_pause_of_one_s_own_outlasts_that_of_the_function(stack: Stack, client: Client) -> None:
+    for id in ("mine", "edited"):
+        await client.schedules.create(id, "reports.send", every=3_600)
+    await order_function(stack, "pause", "reports.send")
+    assert (await client.schedules.get("mine")).with_function
+    await client.schedules.pause("mine")
+    await client.schedules.update("edited", payload={"new": 1})
+    await order_function(stack, "unpause", "reports.send")
+    assert [(await client.schedules.get(id)).state for id in ("mine", "edited")] == ["paused", "active"]
+
+
+async def test_what_is_ordered_of_a_paused_function_waits_for_it(stack: Stack, client: Client) -> None:
+    await client.schedules.create("own", "reports.send", every=3_600)
+    await client.schedules.pause("own")
+    await order_function(stack, "pause", "reports.send")
+    reply = await command(
+        stack, "schedules.create", schedules=[{"id": "new", "function": "reports.send", "every": 1_000}]
+    )
+    assert "reports.send is paused" in reply.warnings[0]
+    assert reply.next == {}
+    await client.schedules.unpause("own")
+    for id in ("new", "own"):
+        found = await client.schedules.get(id)
+        assert (found.state, found.with_function, found.next) == ("paused", True, None)
+    await client.schedules.create("new", "reports.send", every=1)  # once more changes nothing
+    assert await stack.bus.subjects(stack.names.work, stack.names.ticks_of("new")) == []
+    await order_function(stack, "unpause", "reports.send")
+    assert [(await client.schedules.get(id)).state for id in ("new", "own")] == ["active", "active"]
+
+
+async def test_cancel_running_needs_room_for_two(stack: Stack, client: Client) -> None:
+    one = replace(SEND, id="narrow.one", concurrency=1)
+    made = SyncCommand(id="n", command="register", app="narrow", functions=[one], hash="1")
+    await order(stack.bus, made, wait=PATIENCE)
+    with pytest.raises(ScheduleRefused, match="one at a time"):
+        await client.schedules.create("a", "narrow.one", every=60, overlap="cancel_running")
+    raw = {"id": "a", "function": "narrow.one", "every": 60_000, "overlap": "cancel_running"}
+    reply = await command(stack, "schedules.create", schedules=[raw])
+    assert "one at a time" in reply.faults["a"][0]
+    await client.schedules.create("a", "narrow.one", every=60)
+    with pytest.raises(ScheduleRefused, match="one at a time"):
+        await client.schedules.update("a", overlap="cancel_running")
+
+
+async def test_a_refused_registration_changes_nothing(stack: Stack, client: Client) -> None:
+    await client.schedules.create("reports.new", "reports.send", every=3_600)
+    new = replace(NIGHTLY, id="reports.new")
+    made = SyncCommand(id="2", command="register", app="reports", functions=[SEND, new], hash="2")
+    reply = await order(stack.bus, made, wait=PATIENCE)
+    assert "taken by one created as data" in reply.errors[0]
+    stored = await stack.bus.entry(stack.names.function_key("reports.nightly"))
+    assert stored is not None
+    assert decode(Function, stored.payload).state == "active"
+    assert await stack.bus.entry(stack.names.function_key("reports.new")) is None
+    with pytest.raises(NotFound):
+        await stack.bus.consumer(stack.names.work, stack.names.run_consumer("reports.new"))
+
+
+async def test_what_is_no_command_is_answered_where_it_says_where(stack: Stack) -> None:
+    async with stack.bus.replies() as (inbox, queue):
+        raw = {"v": 1, "id": "x", "command": "register", "app": "reports", "functions": [{"id": 7}]}
+        for reply in (inbox, 5, "a b", None):
+            await stack.bus.publish(stack.names.sync("reports"), pack(raw | {"reply": reply}))
+        async with asyncio.timeout(PATIENCE):
+            answer = decode(SyncReply, (await queue.get()).data)
+    assert (answer.id, answer.revisions) == ("x", {})
+    assert "functions" in answer.errors[0]
+    await ended(stack)
+    assert [letter.letter for letter in await stack.dead()] == ["sync"] * 4
+
+
+async def test_every_cron_of_a_function_that_is_wrong_is_named(stack: Stack) -> None:
+    bad = replace(SEND, cron=[CronTrigger(expression=text) for text in ("61 * * * *", "* 25 * * *", "x")])
+    made = SyncCommand(id="3", command="register", app="reports", functions=[bad], hash="3")
+    assert len((await order(stack.bus, made, wait=PATIENCE)).errors) == 3

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jetcron.clock import to_ms
 from jetcron.cycle import next_occurrence, occurrences
 from jetcron.definitions import definition
-from jetcron.revisions import FUNCTION, created, followed, moved, nth, same, settled, updated
+from jetcron.revisions import FUNCTION, beside, created, followed, moved, nth, same, settled, updated
 from jetcron_protocol.messages import Schedule
 
 HOUR = 3_600_000
@@ -212,24 +212,50 @@ def test_creating_what_stands() -> None:
 
 
 @pytest.mark.parametrize(
-    ("function", "state", "by", "after"),
+    ("function", "state", "went", "after"),
     [
-        ("paused", "active", "me", "paused"),
-        ("paused", "paused", "me", None),
-        ("paused", "ended", "me", None),
-        ("active", "paused", "me", None),
-        ("active", "paused", FUNCTION, "active"),
-        ("active", "archived", FUNCTION, "active"),
-        ("active", "archived", "me", None),
-        ("archived", "active", "me", "archived"),
-        ("archived", "paused", FUNCTION, "archived"),
-        ("archived", "paused", "me", None),
-        ("archived", "deleted", "me", None),
+        ("paused", "active", False, "paused"),
+        ("paused", "paused", False, None),
+        ("paused", "ended", False, None),
+        ("active", "paused", False, None),
+        ("active", "paused", True, "active"),
+        ("active", "archived", True, "active"),
+        ("active", "archived", False, None),
+        ("archived", "active", False, "archived"),
+        ("archived", "paused", True, "archived"),
+        ("archived", "paused", False, None),
+        ("archived", "deleted", False, None),
     ],
 )
-def test_a_schedule_follows_its_function(function: Any, state: Any, by: str, after: str | None) -> None:
-    found = followed(replace(NINE, state=state, by=by), function)
-    assert (found and (found.state, found.by)) == (after and (after, FUNCTION))
+def test_a_schedule_follows_its_function(function: Any, state: Any, went: bool, after: str | None) -> None:
+    found = followed(replace(NINE, state=state, with_function=went, by="me"), function)
+    assert (found and (found.state, found.by, found.with_function)) == (
+        after and (after, FUNCTION, after != "active")
+    )
+
+
+def test_a_schedule_s_own_pause_is_told_from_its_function_s() -> None:
+    went = beside(NINE, "paused")
+    assert (went.state, went.with_function) == ("paused", True)
+    assert beside(NINE, "active") is NINE
+    # An edit leaves it as it is, an order of its own makes the state its own.
+    edited = change(went, payload={"new": 1})
+    assert followed(edited, "active") == replace(edited, state="active", with_function=False, by=FUNCTION)
+    for move in ("pause", "archive"):
+        own = moved("s", move, went)  # type: ignore[arg-type]
+        assert isinstance(own, Schedule)
+        assert not same(own, went)
+        assert followed(own, "active") is None
+    assert beside(replace(NINE, state="paused"), "paused").with_function is False
+
+
+def test_what_has_used_up_its_runs_is_not_changed_into_nothing() -> None:
+    spent = made(replace(HOURLY, max_runs=1), None)
+    ended = replace(spent, state="ended", counted=1)
+    found = updated("s", {"payload": 1}, ended, now=NOW + 5 * HOUR)
+    assert found.schedule is None
+    assert "times to come" in found.faults[0]
+    assert change(ended, now=NOW + 5 * HOUR, max_runs=3).state == "active"
 
 
 def test_the_same_is_the_same_whoever_ordered_it() -> None:

@@ -125,6 +125,7 @@ def plain(one: ScheduleView) -> dict[str, Any]:
         "tags": list(one.tags),
         "changed_at": _iso(one.changed_at),
         "by": one.by,
+        "with_function": one.with_function or None,
     }
     return {name: value for name, value in found.items() if value is not None}
 
@@ -193,7 +194,7 @@ def show(id: Annotated[str, typer.Argument(metavar="ID")], json: Json = False) -
 def _no_tick(one: ScheduleView) -> str:
     if one.state == "active":
         return "no tick is held: the health-checker restarts such a schedule within minutes"
-    return f"no tick is held, for it is {one.state}"
+    return f"no tick is held, for it is {one.state}{', as its function is' if one.with_function else ''}"
 
 
 def _status(one: Outcome) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import structlog
+from pydantic import TypeAdapter
 
 from jetcron.bus import Bus, Delivery
 from jetcron.clock import Clock
@@ -24,12 +25,13 @@ from jetcron.process import FATAL, Process
 from jetcron.registry import Applied, Held, Registry
 from jetcron.settings import Settings
 from jetcron_protocol import topology
-from jetcron_protocol.codec import DecodeError, decode, encode
+from jetcron_protocol.codec import DecodeError, EncodeError, decode, encode, unpack
 from jetcron_protocol.messages import (
     AppEntry,
     Function,
     FunctionState,
     Replaced,
+    Subject,
     SyncCommand,
     SyncReply,
 )
@@ -42,6 +44,7 @@ _PAUSE = 0.2
 _LONGEST_REASON = 64 * 1024
 """Characters of a refusal in its dead letter: hundreds of schedules may each have several faults."""
 _LOGGED = 20
+_SUBJECT: TypeAdapter[str] = TypeAdapter(Subject)
 _UNAPPLICABLE = (InvalidName, CronError, DecodeError, TopologyMismatch, PayloadTooLarge)
 """What a command or the entries it meets may provoke: it is refused, and says why."""
 
@@ -73,6 +76,7 @@ class CronSync:
                 command = decode(SyncCommand, delivery.payload)
             except DecodeError as error:
                 await self._bury(delivery, str(error))
+                await self._tell(delivery.payload, str(error))
                 await delivery.ack()
                 continue
             applied = Applied()
@@ -106,6 +110,15 @@ class CronSync:
 
     async def _bury(self, delivery: Delivery, reason: str) -> None:
         await bury(self._bus, self._process.metrics, delivery, "sync", reason)
+
+    async def _tell(self, payload: bytes, error: str) -> None:
+        """Answer whoever sent what is no command, as far as it says where."""
+        try:
+            sent = unpack(payload)
+            to, reply = _SUBJECT.validate_python(sent["reply"]), SyncReply(id=sent["id"], errors=[error])
+            await self._bus.post(to, encode(reply))
+        except (DecodeError, EncodeError, TypeError, LookupError, ValueError):
+            return  # not even that
 
     async def _reply(
         self, command: SyncCommand, applied: Applied, errors: list[str], refused: Refused
@@ -182,11 +195,13 @@ class CronSync:
             replace(function, state=declared.kept_state(found[function.id].value), command=delivery.sequence)
             for function in wanted.values()
         ]
+        schedules = declared.schedules([*kept, *gone], found)
+        await self._registry.check_owners(schedules)  # before anything is written: it is applied whole or not
         await self._consumers(kept, found, every=command.force)
         await self._registry.put_functions(
             gone, found
         )  # before their runs are cancelled: nobody starts another
-        await self._registry.put_schedules(declared.schedules([*kept, *gone], found), delivery, applied)
+        await self._registry.put_schedules(schedules, delivery, applied)
         back = [function for function in kept if declared.comes_back(function, found[function.id].value)]
         await self._following.follow([*gone, *back], delivery, applied)
         await self._retire(gone)

@@ -17,15 +17,14 @@ def faults(command: SyncCommand) -> list[str]:
     for function in command.functions:
         try:
             Names().run_consumer(function.id)
-            for number, cron in enumerate(function.cron, 1):
-                parse(
-                    cron.expression,
-                    timezone=cron.timezone,
-                    dst=cron.dst,
-                    seed=schedule_id(function.id, number),
-                )
-        except (CronError, InvalidName) as error:
+        except InvalidName as error:
             problems.append(f"{function.id}: {error}")
+        for number, cron in enumerate(function.cron, 1):
+            seed = schedule_id(function.id, number)
+            try:
+                parse(cron.expression, timezone=cron.timezone, dst=cron.dst, seed=seed)
+            except CronError as error:
+                problems.append(f"{function.id}: {error}")
         if function.overlap == "cancel_running" and function.concurrency == 1:
             problems.append(
                 f"{function.id}: overlap='cancel_running' needs a concurrency of 2 or more, or none"

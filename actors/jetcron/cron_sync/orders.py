@@ -4,16 +4,17 @@ Owns the rule that such a command is applied whole or refused whole, with every 
 process dies in one, it comes again: what it wrote bears its sequence and is not judged a second time.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from jetcron.bus import MAX_BATCH, Delivery
-from jetcron.definitions import MAX_BY, check, no_function
+from jetcron.definitions import MAX_BY, check, unfit
 from jetcron.errors import WrongSequence
 from jetcron.registry import Applied, Held, Registry
-from jetcron.revisions import Move, created, moved, updated
-from jetcron_protocol.messages import Schedule, SyncCommand
+from jetcron.revisions import Move, beside, created, moved, updated
+from jetcron_protocol.messages import Function, Schedule, SyncCommand
 from jetcron_protocol.subjects import InvalidName, check_id, split_function
 
 
@@ -81,8 +82,9 @@ class Orders:
             if found.schedule is not None:
                 judged.wanted.append(replace(found.schedule, by=command.by))
         _once(judged, _ids(command.schedules))
-        await self._functions(judged, command.schedules)
+        functions = await self._functions(judged, _uses(command.schedules))
         judged.raise_faults()
+        judged.wanted = self._beside(judged.wanted, functions, applied)
         if len(judged.wanted) <= MAX_BATCH // 2 and not command.if_revisions:
             # As a rule they are new. If one is not, none is written, and we look.
             try:
@@ -115,8 +117,9 @@ class Orders:
             if not isinstance(raw, Mapping):
                 judged.fault(f"#{number}", f"an update is a map, not {type(raw).__name__}")
         _once(judged, changes)
-        await self._functions(judged, command.schedules)
         held = await self._known(judged, changes)
+        open_: list[Schedule] = []
+        uses: list[_Use] = []
         for raw in command.schedules:
             id = raw.get("id") if isinstance(raw, Mapping) else None
             if not isinstance(id, str) or id not in held:
@@ -128,16 +131,24 @@ class Orders:
             found = updated(id, raw, held[id].value, now=delivery.stored_at)
             judged.fault(id, *found.faults)
             if found.schedule is not None:
-                judged.wanted.append(replace(found.schedule, by=command.by))
+                open_.append(replace(found.schedule, by=command.by))
+                if raw.get("function") is not None or found.schedule.state == "active":
+                    uses.append(_Use(id, found.schedule.function, found.schedule.overlap))
+            elif held[id].value is not None:
+                uses += _uses([raw])
+        functions = await self._functions(judged, uses)
         judged.raise_faults()
+        judged.wanted += self._beside(open_, functions, applied)
         await self._registry.put_schedules(judged.wanted, delivery, applied, held=held)
 
     async def _move(self, command: SyncCommand, move: Move, delivery: Delivery, applied: Applied) -> None:
         judged = Judged()
         held = await self._known(judged, list(dict.fromkeys(command.items)))
+        functions: dict[str, Function] = {}
         if move == "unpause":
             standing = [one.value for one in held.values() if _open(one, delivery.sequence) and one.value]
-            await self._functions(judged, [{"id": one.id, "function": one.function} for one in standing])
+            functions = await self._functions(judged, [_Use(one.id, one.function) for one in standing])
+        open_: list[Schedule] = []
         for id, found in held.items():
             if not _open(found, delivery.sequence):
                 judged.wanted.append(_standing(found))
@@ -147,8 +158,9 @@ class Orders:
             if isinstance(made, str):
                 judged.fault(id, made)
             else:
-                judged.wanted.append(replace(made, by=command.by))
+                open_.append(replace(made, by=command.by))
         judged.raise_faults()
+        judged.wanted += self._beside(open_, functions, applied)
         await self._registry.put_schedules(judged.wanted, delivery, applied, held=held)
 
     async def _known(self, judged: Judged, ids: Iterable[str]) -> dict[str, Held[Schedule]]:
@@ -161,19 +173,36 @@ class Orders:
                 judged.fault(id, str(error))
         return await self._registry.schedules(sound)
 
-    async def _functions(self, judged: Judged, schedules: Sequence[Any]) -> None:
-        """Every function they name must be registered."""
-        users: dict[str, list[str]] = {}
-        for number, raw in enumerate(schedules, 1):
-            if isinstance(raw, Mapping) and _is_function(raw.get("function")):
-                id = raw.get("id")
-                name = id if isinstance(id, str) and id else f"#{number}"
-                users.setdefault(raw["function"], []).append(name)
-        for function, held in (await self._registry.functions(users)).items():
-            if held.value is None or held.value.state == "archived":
-                fault = no_function(function, archived=held.value is not None)
-                for id in users[function]:
-                    judged.fault(id, fault)
+    async def _functions(self, judged: Judged, uses: Iterable["_Use"]) -> dict[str, Function]:
+        """The functions they run; a fault for each use of one that is not registered, or cannot be used so."""
+        users: dict[str, list[_Use]] = {}
+        for use in uses:
+            users.setdefault(use.function, []).append(use)
+        found: dict[str, Function] = {}
+        for id, held in (await self._registry.functions(users)).items():
+            if held.value is not None:
+                found[id] = held.value
+            for use in users[id]:
+                judged.fault(use.schedule, *unfit(id, held.value, use.overlap))
+        return found
+
+    def _beside(
+        self, schedules: Sequence[Schedule], functions: Mapping[str, Function], applied: Applied
+    ) -> list[Schedule]:
+        """These schedules, paused where their function is, and a word of it."""
+        written: list[Schedule] = []
+        waiting: Counter[str] = Counter()
+        for schedule in schedules:
+            function = functions.get(schedule.function)
+            made = schedule if function is None else beside(schedule, function.state)
+            written.append(made)
+            waiting[schedule.function] += made is not schedule
+        applied.warnings += [
+            f"{function} is paused: {count} of its schedules ordered here are paused with it, and go on when it does"
+            for function, count in waiting.items()
+            if count
+        ]
+        return written
 
     def _fence(self, judged: Judged, command: SyncCommand, id: str, held: Held[Schedule]) -> None:
         wanted = command.if_revisions.get(id)
@@ -181,6 +210,25 @@ class Orders:
         if wanted is not None and exists and held.sequence != wanted:
             judged.stale[id] = held.sequence
             judged.fault(id, f"if_revision={wanted}, and its revision is {held.sequence}; read it again")
+
+
+@dataclass(frozen=True, slots=True)
+class _Use:
+    """A schedule, as far as it has an id, and the function that it is to run."""
+
+    schedule: str
+    function: str
+    overlap: object = None
+
+
+def _uses(schedules: Sequence[Any]) -> list[_Use]:
+    uses = []
+    for number, raw in enumerate(schedules, 1):
+        if isinstance(raw, Mapping) and _is_function(raw.get("function")):
+            id = raw.get("id")
+            name = id if isinstance(id, str) and id else f"#{number}"
+            uses.append(_Use(name, raw["function"], raw.get("overlap")))
+    return uses
 
 
 def _is_function(function: object) -> bool:

@@ -4,11 +4,11 @@ Owns nothing but the order of looking: all is read before the first fault is tol
 looks again at what it is sent, for others send it too.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jetcron.bus import Bus
-from jetcron.definitions import no_function
+from jetcron.definitions import unfit
 from jetcron.errors import ScheduleRefused
 from jetcron.given import checked
 from jetcron.schedules.orders import Part
@@ -25,7 +25,7 @@ async def checked_parts(bus: Bus, schedules: Iterable[Mapping[str, Any]]) -> lis
     parts: list[Part] = []
     faults: dict[str, list[str]] = {}
     seen: set[str] = set()
-    users: dict[str, list[str]] = {}
+    users: dict[str, list[tuple[str, object]]] = {}
     for number, values in enumerate(schedules, 1):
         if number % _YIELD_EVERY == 0:
             await bus.clock.sleep(0)
@@ -40,7 +40,7 @@ async def checked_parts(bus: Bus, schedules: Iterable[Mapping[str, Any]]) -> lis
             faults.setdefault(name, []).append("it is given twice; allowed is once")
         seen.add(name)
         if isinstance(raw.get("function"), str):
-            users.setdefault(raw["function"], []).append(name)
+            users.setdefault(raw["function"], []).append((name, raw.get("overlap")))
         given = {key: value for key, value in raw.items() if value is not None}
         parts.append(Part(name, given, checked=found.schedule))
     await check_functions(bus, users, faults)
@@ -49,8 +49,10 @@ async def checked_parts(bus: Bus, schedules: Iterable[Mapping[str, Any]]) -> lis
     return parts
 
 
-async def check_functions(bus: Bus, users: Mapping[str, list[str]], faults: dict[str, list[str]]) -> None:
-    """Add to `faults` what is to be said of functions that are not registered, or archived; by who uses them."""
+async def check_functions(
+    bus: Bus, users: Mapping[str, Sequence[tuple[str, object]]], faults: dict[str, list[str]]
+) -> None:
+    """Add to `faults` what is wrong with the functions these schedules run, each with its `overlap`."""
     keys: dict[str, str] = {}
     for function in users:
         try:
@@ -61,7 +63,7 @@ async def check_functions(bus: Bus, users: Mapping[str, list[str]], faults: dict
     entries = await bus.entries(list(keys))
     for key, function in keys.items():
         stored = entries.get(key)
-        state = decode(Function, stored.payload).state if stored is not None else None
-        if state in (None, "archived"):
-            for name in users[function]:
-                faults.setdefault(name, []).append(no_function(function, archived=state is not None))
+        found = decode(Function, stored.payload) if stored is not None else None
+        for name, overlap in users[function]:
+            if texts := unfit(function, found, overlap):
+                faults.setdefault(name, []).extend(texts)

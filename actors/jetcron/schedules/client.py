@@ -168,7 +168,7 @@ class Schedules(HandOver):
         raw, faults, _ = wire(values)
         told = {id: faults} if faults else {}
         if isinstance(function, str):
-            await check_functions(self._bus, {function: [id]}, told)
+            await check_functions(self._bus, {function: [(id, raw.get("overlap"))]}, told)
         if told:
             raise ScheduleRefused(told)
         part = Part(id, {"id": id, **raw}, _revision(if_revision))

@@ -12,6 +12,8 @@ from datetime import datetime
 from secrets import token_bytes
 from typing import Any, Literal
 
+import structlog
+
 from jetcron import dispatch
 from jetcron.bus import Bus
 from jetcron.clock import from_ms
@@ -23,6 +25,8 @@ from jetcron_protocol.codec import pack
 from jetcron_protocol.ids import ulid
 from jetcron_protocol.messages import Schedule, ScheduleCommand, SyncCommand, SyncReply
 from jetcron_protocol.subjects import InvalidName, check_id, escape
+
+log = structlog.get_logger("jetcron.schedules")
 
 MAX_SCHEDULES = 400
 """Schedules in one command: with the revisions they replace they fill one atomic batch."""
@@ -161,4 +165,6 @@ async def _send(bus: Bus, command: SyncCommand, wait: float | None) -> SyncReply
         raise ScheduleRefused(reply.faults, reply.stale)
     if reply.errors:
         raise ConfigurationError("; ".join(reply.errors))
+    for warning in reply.warnings:
+        log.warning(warning)
     return reply

@@ -79,7 +79,7 @@ async def run_between(
 async def _runnable(bus: Bus, id: str) -> Schedule:
     _, schedule = await entry(bus, id)
     faults: dict[str, list[str]] = {}
-    await check_functions(bus, {schedule.function: [id]}, faults)
+    await check_functions(bus, {schedule.function: [(id, None)]}, faults)
     if faults:
         raise NotFound(f"schedule {id!r}: {'; '.join(faults[id])}")
     return schedule

@@ -61,6 +61,8 @@ class ScheduleView:
     tags: tuple[str, ...]
     changed_at: datetime
     by: str | None
+    with_function: bool = False
+    """Whether it is paused or archived because its function is, and becomes active again with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +126,7 @@ def view(stored: StoredMessage, schedule: Schedule, *, now: int, at: int | None 
         tags=tuple(schedule.tags),
         changed_at=from_ms(stored.stored_at),
         by=schedule.by,
+        with_function=schedule.with_function,
     )
 
 
