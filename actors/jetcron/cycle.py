@@ -268,12 +268,11 @@ class Repair:
     gap: Gap | None = None
 
 
-def repair(entry: Entry, *, healthy_at: int, horizon: int, end: int | None = None) -> Repair | None:
+def repair(entry: Entry, *, healthy_at: int, horizon: int) -> Repair | None:
     """Restart an active schedule that has no tick.
 
     From `healthy_at`, when its group was last found whole, but no further back than `horizon`, before which
-    finished journals are gone and nobody can tell what ran. `end` is that of a revision about to be replaced, which
-    governs nothing later. None: nothing is due any more.
+    finished journals are gone and nobody can tell what ran. None: nothing is due any more.
     """
     schedule = entry.schedule
     if schedule.state != "active":
@@ -286,8 +285,6 @@ def repair(entry: Entry, *, healthy_at: int, horizon: int, end: int | None = Non
         since = counts_after(schedule)
         start = since if max(schedule.at, schedule.armed_from) > horizon else schedule.at
     at = next_occurrence(schedule, start)
-    if at is not None and end is not None and at > end:
-        at = None
     gap = None
     if start > since:
         unknown = occurrences(schedule, since, start, 0)

@@ -11,7 +11,7 @@ from jetcron_protocol.ids import group_of, manual_run_id, shard
 from jetcron_protocol.messages import Event, Past, Run, Schedule, Tick
 from tests.support.faults import FaultyBus
 from tests.support.nats_server import NatsServer
-from tests.support.stack import HastyClock, Scenario, Stack, every_fault, play
+from tests.support.stack import HastyClock, Scenario, Stack, every_fault, play, until
 
 HOUR = 3_600_000
 YEAR_2200 = 7_258_118_400_000
@@ -91,7 +91,12 @@ async def test_a_fault_while_what_is_once_is_mended_changes_nothing(shared_nats:
             await stack.bus.publish(stack.names.schedule_key(id), encode(once))
         await stack.bus.publish(stack.names.health_due, b"5")
 
-    scenario = Scenario(prepare, sweep(5).act, durable="health_checker")
+    async def act(stack: Stack, bus: FaultyBus, deliveries: Sequence[Delivery]) -> None:
+        await sweep(5).act(stack, bus, deliveries)
+        due = stack.names.ticks_of(belated, state="due")
+        await until(lambda: stack.bus.subjects(stack.names.work, due), what="the tick of long ago released")
+
+    scenario = Scenario(prepare, act, durable="health_checker")
     async for where, whole, disturbed in every_fault(shared_nats, scenario):
         assert disturbed.state == whole.state, where
         for part in (f".{belated}.1.1", ".sync.", ".gap-"):

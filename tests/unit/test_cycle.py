@@ -434,17 +434,6 @@ def test_what_is_once_is_awaited_until_it_is_over(armed_from: int, healthy_at: i
     assert repair(Entry(once, 5), healthy_at=healthy_at, horizon=NINE + 2 * HOUR) == Repair(None, unknown)
 
 
-def test_a_revision_about_to_be_replaced_is_repaired_up_to_its_end() -> None:
-    broken = Entry(HOURLY, 5)
-    assert repair(broken, healthy_at=NINE, horizon=0, end=NINE + HOUR - 1) is None
-    assert repair(broken, healthy_at=NINE, horizon=0, end=NINE + HOUR) == Repair(
-        Tick(schedule="app.f", revision=5, at=NINE + HOUR)
-    )
-    found = repair(broken, healthy_at=NINE, horizon=NINE + 3 * HOUR, end=NINE + 3 * HOUR + 1)
-    assert found is not None
-    assert (found.tick, found.gap and found.gap.count) == (None, 3)
-
-
 # What is left to the other scheduler.
 
 OTHER = replace(HOURLY, executes="other")

@@ -315,4 +315,4 @@ class CronSync:
             and entry.state == "active"
             and one.sequence == revisions.get(schedule)
         ]
-        await self._registry.put_schedules(over, delivery, applied, held=held)
+        await self._registry.put_schedules(over, delivery, applied, held=held, over=True)
