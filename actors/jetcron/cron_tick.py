@@ -20,7 +20,7 @@ from jetcron.many import each
 from jetcron.process import Process
 from jetcron.settings import Settings
 from jetcron_protocol.codec import DecodeError, decode
-from jetcron_protocol.messages import Gap, Past, Schedule, Tick
+from jetcron_protocol.messages import Function, Gap, Past, Schedule, Tick
 from jetcron_protocol.subjects import InvalidName, split_function
 
 log = structlog.get_logger("jetcron.cron-tick")
@@ -46,10 +46,11 @@ class Released:
 
 @dataclass(frozen=True, slots=True)
 class Definitions:
-    """What the registry says of a batch's schedules."""
+    """What the registry says of a batch's schedules; of replaced ones, also whether their function is archived."""
 
     current: dict[str, Entry] = field(default_factory=dict)
     past: dict[tuple[str, int], Past] = field(default_factory=dict)
+    archived: set[tuple[str, int]] = field(default_factory=set)
     unreadable: dict[str | tuple[str, int], DecodeError] = field(default_factory=dict)
 
     def add(self, schedule: str, stored: StoredMessage | None) -> None:
@@ -67,6 +68,14 @@ class Definitions:
             self.past[tick.schedule, tick.revision] = decode(Past, stored.payload)
         except DecodeError as error:
             self.unreadable[tick.schedule, tick.revision] = error
+
+    def add_function(self, schedule: str, revision: int, stored: StoredMessage) -> None:
+        """Take in the function a replaced revision runs."""
+        try:
+            if decode(Function, stored.payload).state == "archived":
+                self.archived.add((schedule, revision))
+        except DecodeError as error:
+            self.unreadable[schedule, revision] = error
 
     def function(self, tick: Tick) -> str:
         """The function a tick's own revision runs."""
@@ -192,6 +201,7 @@ class CronTick:
             now=now,
             late_after=self._settings.late_after_ms,
             later_stands=later_stands,
+            archived=(tick.schedule, tick.revision) in known.archived,
         )
 
     async def _decode(self, deliveries: Sequence[Delivery]) -> list[Released]:
@@ -227,7 +237,21 @@ class CronTick:
         }
         for key, stored in (await self._bus.entries(list(replaced))).items():
             known.add_past(replaced[key], stored)
+        await self._functions(known)
         return known
+
+    async def _functions(self, known: "Definitions") -> None:
+        """Whether functions were archived since: what is overdue would make runs for which there is no consumer.
+
+        Asked only where a revision was replaced, as archiving its function does to every schedule that is active. The
+        runs of whoever reads this before, and stores after it, are cancelled with the others, or by a sweep.
+        """
+        users: dict[str, list[tuple[str, int]]] = {}
+        for one, past in known.past.items():
+            users.setdefault(self._names.function_key(past.schedule.function), []).append(one)
+        for key, stored in (await self._bus.entries(list(users))).items():
+            for schedule, revision in users[key]:
+                known.add_function(schedule, revision, stored)
 
     async def _gone_on(self, ticks: Sequence[Tick], now: int) -> set[Tick]:
         """The late ones among them whose chain has a later tick of the same revision, held or due."""

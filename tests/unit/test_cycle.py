@@ -47,6 +47,7 @@ def turned(
     tick_revision: int = 5,
     past: Past | None = None,
     later_stands: bool = False,
+    archived: bool = False,
 ) -> Any:
     return decide_turn(
         Tick(schedule="app.f", revision=tick_revision, at=at),
@@ -55,6 +56,7 @@ def turned(
         now=at if now is None else now,
         late_after=MINUTE,
         later_stands=later_stands,
+        archived=archived,
     )
 
 
@@ -466,3 +468,21 @@ def test_the_revision_in_force_says_who_executes() -> None:
     assert run.scheduled_at == NINE + 2 * HOUR
     late = turned(HOURLY, NINE, now=NINE + 5 * HOUR, revision=6, past=handed)
     assert (late.gap.count, late.gap.to, late.next) == (2, NINE + HOUR, None)
+
+
+# What was due before its function was archived, and is turned after.
+
+
+def test_what_nobody_would_take_makes_no_run_is_told_and_goes_on_to_its_end() -> None:
+    end = NINE + 3 * HOUR
+    past = Past(schedule=replace(HOURLY, catch_up="all"), end=end)
+    current = {"schedule": replace(HOURLY, state="archived"), "revision": 6, "past": past, "archived": True}
+    turn = turned(**current)
+    assert turn.runs == ()
+    assert turn.gap == Gap(schedule="app.f", start=NINE, to=NINE, count=1, reason="archived")
+    assert turn.next == Tick(schedule="app.f", revision=5, at=NINE + HOUR)
+    late = turned(**current, now=NINE + DAY)
+    assert late.gap == Gap(schedule="app.f", start=NINE, to=end, count=4, reason="archived")
+    assert (late.runs, late.next, late.ended) == ((), None, False)
+    other = replace(past, schedule=OTHER)
+    assert turned(**current | {"past": other}).gap.reason == "handed_over", "that one ran it"
