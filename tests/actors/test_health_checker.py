@@ -1,17 +1,20 @@
 """health-checker on a real server: it mends what is broken, and leaves alone what is not."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from itertools import count
 from typing import Any
 
 import pytest_asyncio
 
-from jetcron.bus import ROLLUP, hold
-from jetcron.dispatch import held_tick, next_turn
+from jetcron.bus import ROLLUP, StoredMessage, hold
+from jetcron.dispatch import held_tick, new_run, next_turn
 from jetcron.health_checker import arm
+from jetcron.health_checker.archived import ArchivedRuns
+from jetcron.health_checker.findings import Findings
 from jetcron_protocol.codec import decode, encode
 from jetcron_protocol.ids import GROUPS, group_of, manual_run_id, shard
-from jetcron_protocol.messages import Event, Gap, Run, Schedule, Sweep, Tick
+from jetcron_protocol.messages import Event, Function, Gap, Run, Schedule, Sweep, Tick
+from tests.support.faults import FaultyBus
 from tests.support.nats_server import NatsServer
 from tests.support.stack import HastyClock, Stack, until
 
@@ -259,3 +262,33 @@ async def test_a_chain_that_breaks_twice_goes_on_from_where_it_was_whole(stack: 
         assert await sweep(stack, ahead=ahead) == {"broken": 1}
         assert await held(stack) == [(ID, revision, first)]
         await stack.bus.purge(stack.names.work, stack.names.ticks_of(ID))
+
+
+async def test_a_run_whose_function_is_archived_is_cancelled_and_told(stack: Stack) -> None:
+    """It was stored by somebody who read its entry before. One that is stored after we have looked stays."""
+    late = Run(run=manual_run_id("app.gone", "late"), function="app.gone", trigger="manual", fire_at=0)
+    runs = [
+        Run(run=manual_run_id(function, "1"), function=function, trigger="manual", fire_at=0)
+        for function in ("app.gone", "app.paused", "app.unknown")
+    ]
+    for function, state in (("app.gone", "archived"), ("app.paused", "paused")):
+        entry = Function(id=function, state=state)  # type: ignore[arg-type]
+        await stack.bus.publish(stack.names.function_key(function), encode(entry))
+    for run in runs:
+        await stack.bus.store(new_run(stack.names, run, now=0, lead=500))
+    findings = Findings()
+
+    class Slow(FaultyBus):
+        async def entries(self, keys: Sequence[str]) -> dict[str, StoredMessage]:
+            found = await super().entries(keys)
+            await self.store(new_run(stack.names, late, now=0, lead=500))
+            return found
+
+    async with Slow(stack.settings) as bus:
+        await ArchivedRuns(bus, stack.clock, stack.settings, by="test").cancel(findings)
+    assert findings.repaired == {"archived": 1}
+    (ended,) = await stack.journal.wait("cancelled")
+    assert (ended.run, ended.entry.error and ended.entry.error.type) == (runs[0].run, "Archived")
+    left = await stack.stored(stack.names.work, stack.names.run_ready_all)
+    assert {decode(Run, message.payload).run for message in left} == {late.run, runs[1].run, runs[2].run}
+    assert await sweep(stack, 0) == {"archived": 1}, "the next sweep has it"

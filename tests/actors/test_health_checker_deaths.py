@@ -5,10 +5,10 @@ from itertools import count
 
 from jetcron.bus import Delivery, hold
 from jetcron.clock import SystemClock
-from jetcron.dispatch import held_tick, next_turn
+from jetcron.dispatch import held_tick, new_run, next_turn
 from jetcron_protocol.codec import encode
 from jetcron_protocol.ids import group_of, manual_run_id, shard
-from jetcron_protocol.messages import Event, Past, Run, Schedule, Tick
+from jetcron_protocol.messages import Event, Function, Past, Run, Schedule, Tick
 from tests.support.faults import FaultyBus
 from tests.support.nats_server import NatsServer
 from tests.support.stack import HastyClock, Scenario, Stack, every_fault, play, until
@@ -101,3 +101,22 @@ async def test_a_fault_while_what_is_once_is_mended_changes_nothing(shared_nats:
         assert disturbed.state == whole.state, where
         for part in (f".{belated}.1.1", ".sync.", ".gap-"):
             assert part in str(whole.state), part
+
+
+async def test_a_fault_while_runs_of_an_archived_function_are_cancelled_changes_nothing(
+    shared_nats: NatsServer,
+) -> None:
+    async def prepare(stack: Stack) -> None:
+        for function, state in (("app.gone", "archived"), ("app.f", "active")):
+            entry = Function(id=function, state=state)  # type: ignore[arg-type]
+            await stack.bus.publish(stack.names.function_key(function), encode(entry))
+            run = Run(run=manual_run_id(function, "1"), function=function, trigger="manual", fire_at=0)
+            await stack.bus.store(new_run(stack.names, run, now=0, lead=500))
+            await stack.bus.store(next_turn(stack.names, run, turn=3, fire_at=YEAR_2200, lead=500))
+        await stack.bus.publish(stack.names.health_due, b"0")
+
+    scenario = Scenario(prepare, sweep(0).act, durable="health_checker")
+    async for where, whole, disturbed in every_fault(shared_nats, scenario):
+        assert disturbed.state == whole.state, where
+        left = [subject for subject, _ in whole.state["work"] if ".run." in subject]
+        assert sorted(subject.split(".")[4] for subject in left) == ["f", "f"]

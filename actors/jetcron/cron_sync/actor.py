@@ -17,12 +17,12 @@ from jetcron.cron import CronError
 from jetcron.cron_sync import declared
 from jetcron.cron_sync.following import Following
 from jetcron.cron_sync.orders import Orders, Refused
-from jetcron.cron_sync.retirement import Retirement
 from jetcron.dead_letters import bury
 from jetcron.errors import PayloadTooLarge, TopologyMismatch, TryAgain, WrongSequence
 from jetcron.many import each
 from jetcron.process import FATAL, Process
 from jetcron.registry import Applied, Held, Registry
+from jetcron.retirement import Retirement
 from jetcron.settings import Settings
 from jetcron_protocol import topology
 from jetcron_protocol.codec import DecodeError, EncodeError, decode, encode, unpack
