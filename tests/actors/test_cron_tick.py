@@ -470,3 +470,19 @@ async def test_a_replaced_revision_whose_function_cannot_be_read_waits(stack: St
     await stack.make("cron-tick", stack.bus).handle(deliveries)
     assert await stack.left(stack.names.work, stack.names.cron_tick) == 1
     assert await runs(stack) == []
+
+
+async def test_a_gap_of_a_function_that_cannot_be_read_waits_and_keeps_nobody(stack: Stack) -> None:
+    """How long it is kept is in the function's entry. What is turned with it is stored and done."""
+    late = stack.clock.now() // HOUR * HOUR - 3 * HOUR
+    await stack.bus.publish(stack.names.function_key("app.newer"), b"\xc1")
+    for id in ("newer", "one"):
+        revision = await put(stack, hourly(id, function=f"app.{id}"))
+        await due(stack, id, revision, late)
+    deliveries = await take(stack.bus, stack.names.work, stack.names.cron_tick, 2)
+    await stack.make("cron-tick", stack.bus).handle(deliveries)
+    assert [run.schedule for run in await runs(stack)] == ["one"]
+    assert [gap.schedule for gap in await gaps(stack)] == ["one"]
+    await stack.bus.settled()
+    assert await stack.left(stack.names.work, stack.names.cron_tick) == 1
+    assert late in [at for id, _, at in await held(stack) if id == "newer"]

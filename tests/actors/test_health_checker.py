@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest_asyncio
 
-from jetcron.bus import ROLLUP, StoredMessage, hold
+from jetcron.bus import ROLLUP, Outgoing, StoredMessage, hold
 from jetcron.dispatch import held_tick, new_run, next_turn
 from jetcron.health_checker import arm
 from jetcron.health_checker.archived import ArchivedRuns
@@ -147,6 +147,31 @@ async def test_an_overdue_tick_is_published_again_as_it_stands(stack: Stack) -> 
         before.headers["Nats-Schedule"],
     )
     assert after.sequence > before.sequence
+
+
+async def test_many_overdue_ticks_are_freed_and_counted_together(stack: Stack) -> None:
+    """Each is published once; their breaks are counted in a few writes, not one after another."""
+    at = stack.clock.now() + HOUR
+    ids = [id for n in range(20_000) if group_of(shard(id := f"many{n}")) == 5][:600]
+    entries = [encode(Schedule(id=id, function="app.f", every=HOUR)) for id in ids]
+    keys = [stack.names.schedule_key(id) for id in ids]
+    groups = [[Outgoing(key, entry)] for key, entry in zip(keys, entries, strict=True)]
+    assert len(await stack.bus.publish_groups(groups)) == 600
+    stored = await stack.bus.entries(keys)
+    held_ = [
+        [held_tick(stack.names, Tick(schedule=id, revision=stored[key].sequence, at=at), 500)]
+        for id, key in zip(ids, keys, strict=True)
+    ]
+    assert len(await stack.bus.publish_groups(held_)) == 600
+    async with FaultyBus(stack.settings) as bus:
+        checker = stack.make("health-checker", bus, clock=HastyClock(2 * HOUR))
+        assert (await checker.sweep(5)).repaired == {"overdue": 600}
+        assert sum(".tick.held." in name for name in bus.writes) == 600
+        assert sum(".breaks." in name for name in bus.writes) <= 16, "a batch for each shard"
+    counted = await stack.bus.subjects(
+        stack.names.registry, f"{stack.names.breaks_key('x').rsplit('.', 2)[0]}.>"
+    )
+    assert len(counted) == 600
 
 
 async def test_overdue_runs_and_events_are_published_again_without_their_ids(stack: Stack) -> None:
