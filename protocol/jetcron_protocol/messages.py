@@ -397,7 +397,7 @@ class JournalEntry:
       `wait`
     - ``step``: a step is done, see `StepResult`: `step`, `op`, `result` or `object` or `error`
     - ``waiting``: `started`, `on`, `next_at`: every branch waits, on these steps; the next turn comes then, or when
-      one is met
+      one is met. On none: its executor was told to stop, the next turn comes at once
     - ``retrying``: `started`, `error`, `next_at`: this turn ended, the next one fires then. With `attempts` and `steps`
       it replaces the others: a run that had failed begins again
     - ``completed`` ``failed`` ``cancelled``: the last entry, replacing the others: `about`, `attempts`,
