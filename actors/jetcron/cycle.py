@@ -112,12 +112,20 @@ def is_late(tick: Tick, now: int, late_after: int) -> bool:
 
 
 def decide_turn(
-    tick: Tick, current: Entry | None, past: Past | None, *, now: int, late_after: int, later_stands: bool
+    tick: Tick,
+    current: Entry | None,
+    past: Past | None,
+    *,
+    now: int,
+    late_after: int,
+    later_stands: bool,
+    archived: bool = False,
 ) -> Decision:
     """What a released tick leads to.
 
     `current` is the registry's entry and `past` the tick's own revision when it was replaced, both as the
     leader has them. `later_stands` (asked only of a late tick): a later tick of the same revision is held or due.
+    `archived` (asked only of a replaced revision): its function is, and nobody would take its runs.
     """
     if current is None:
         return Nothing("its schedule does not exist")
@@ -137,7 +145,9 @@ def decide_turn(
     if late and later_stands:
         return Nothing("its chain has gone on")
     if schedule.executes == "other":
-        return _hand_over(schedule, tick, end, now if late else tick.at)
+        return _leave(schedule, tick, end, now if late else tick.at, "handed_over")
+    if archived:
+        return _leave(schedule, tick, end, now if late else tick.at, "archived")
     if not late:
         return _turn(schedule, tick, end, runs=(tick.at,), after=tick.at)
     return _catch_up(schedule, tick, end, now)
@@ -210,12 +220,14 @@ def _last_of(schedule: Schedule, until: int) -> int:
     return until if schedule.at is None else schedule.at
 
 
-def _hand_over(schedule: Schedule, tick: Tick, end: int | None, until: int) -> Turn:
-    """The occurrences from this one to `until` are left to the other scheduler, and told to be."""
+def _leave(
+    schedule: Schedule, tick: Tick, end: int | None, until: int, reason: Literal["handed_over", "archived"]
+) -> Turn:
+    """The occurrences from this one to `until` make no runs here, and it is told why."""
     last = until if end is None else min(until, end)
     count = occurrences(schedule, tick.at - 1, last, 0).count
     to = _last_of(schedule, last)
-    gap = Gap(schedule=tick.schedule, start=tick.at, to=to, count=count, reason="handed_over")
+    gap = Gap(schedule=tick.schedule, start=tick.at, to=to, count=count, reason=reason)
     return _turn(schedule, tick, end, runs=(), after=max(until, tick.at), gap=gap)
 
 
@@ -238,9 +250,26 @@ def first_tick(entry: Entry) -> Tick | None:
     schedule = entry.schedule
     if schedule.state != "active":
         return None
-    after = schedule.armed_from if schedule.at is None else min(schedule.armed_from, schedule.at - 1)
-    at = next_occurrence(schedule, after)
+    at = next_occurrence(schedule, counts_after(schedule))
     return None if at is None else Tick(schedule=schedule.id, revision=entry.revision, at=at)
+
+
+def counts_after(schedule: Schedule) -> int:
+    """The time after which this revision's occurrences lie: that from which it governs.
+
+    An `at` that was past then is its occurrence too.
+    """
+    return schedule.armed_from if schedule.at is None else min(schedule.armed_from, schedule.at - 1)
+
+
+def awaited(schedule: Schedule, now: int) -> int | None:
+    """The occurrence for which an active schedule has a tick, were all in order; None: it needs none.
+
+    One with an `at` is over when its state says so, and until then it is awaited, however long past.
+    """
+    if schedule.at is not None:
+        return schedule.at
+    return next_occurrence(schedule, max(now, schedule.armed_from))
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +291,11 @@ def repair(entry: Entry, *, healthy_at: int, horizon: int) -> Repair | None:
         return None
     since = max(healthy_at, schedule.armed_from)
     start = max(since, horizon)
+    if schedule.at is not None:
+        # Active, it has not been settled, whatever sweeps have seen since. It ran, if at all, when it was armed or
+        # later: while that is remembered, to run it once more is to run it once.
+        since = counts_after(schedule)
+        start = since if max(schedule.at, schedule.armed_from) > horizon else schedule.at
     at = next_occurrence(schedule, start)
     gap = None
     if start > since:

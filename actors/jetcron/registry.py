@@ -9,23 +9,28 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
+import structlog
+
 from jetcron import dispatch
 from jetcron.bus import DELETED, MAX_BATCH, OPERATION, TTL, Bus, Delivery, Outgoing, StoredMessage, fenced
 from jetcron.clock import Clock
 from jetcron.cycle import Entry, first_tick, next_occurrence, successor_armed_from
 from jetcron.errors import TryAgain
 from jetcron.many import each
+from jetcron.mending import carry_out, planned, standing, without_tick
 from jetcron.revisions import same, settled
 from jetcron.settings import Settings
 from jetcron_protocol import topology
 from jetcron_protocol.codec import decode, encode
 from jetcron_protocol.messages import AppEntry, Function, Past, Schedule
-from jetcron_protocol.subjects import InvalidName
+from jetcron_protocol.subjects import InvalidName, TickName
 
 PAST_KEPT = 30 * topology.DAY
 """How long a replaced revision is kept, and the key of a deleted schedule, in seconds."""
 FAR_OFF_MS = 60_000
 """A held tick of an older revision is purged when it is further away; a nearer one settles itself."""
+
+log = structlog.get_logger("jetcron.registry")
 
 M = TypeVar("M")
 
@@ -102,16 +107,44 @@ class Registry:
         applied: Applied,
         *,
         held: Mapping[str, Held[Schedule]] | None = None,
+        over: bool = False,
     ) -> None:
         """Write what differs, each replaced entry to `past` in the same batch; then arm what was written.
 
-        `held` is what the caller has read, or believes: a write where something else stands is refused.
+        `held` is what the caller has read, or believes: a write where something else stands is refused. `over`: what
+        is replaced has no tick any more, and needs none.
         """
         half = MAX_BATCH // 2
         for start in range(0, len(wanted), half):
             part = wanted[start : start + half]
             found = held if held is not None else await self.schedules([one.id for one in part])
-            await self._put_part(part, found, delivery, applied)
+            ticks = {} if over else await self._mend(part, found, delivery)
+            await self._put_part(part, found, delivery, applied, ticks)
+
+    async def _mend(
+        self, wanted: Sequence[Schedule], found: Mapping[str, Held[Schedule]], delivery: Delivery
+    ) -> dict[str, list[TickName]]:
+        """Restart the broken chains of what is to be replaced: once it is, nobody would see that they broke.
+
+        Before the write, so that a command that comes again finds them whole; and before its time is taken, for this
+        may last. A chain that is restarted walks on to the end of its revision, as any does. Returns the ticks that
+        stand of each of the others.
+        """
+        replaced = [
+            Entry(held.value, held.sequence)
+            for schedule in wanted
+            if (held := found[schedule.id]).value is not None
+            and held.value.state == "active"
+            and _replaces(schedule, held.value, delivery.sequence)
+        ]
+        ticks = await standing(self._bus, [one.schedule.id for one in replaced])
+        broken = await without_tick(self._bus, replaced, ticks)
+        mended, _ = await planned(self._bus, self._clock, broken)
+        await carry_out(self._bus, mended)
+        for one in mended:
+            log.error("a broken cycle was restarted", schedule=one.schedule, cause="replaced")
+            del ticks[one.schedule]
+        return ticks
 
     async def _put_part(
         self,
@@ -119,6 +152,7 @@ class Registry:
         found: Mapping[str, Held[Schedule]],
         delivery: Delivery,
         applied: Applied,
+        ticks: Mapping[str, Sequence[TickName]],
     ) -> None:
         batch: list[Outgoing] = []
         written: list[tuple[int, Schedule, Schedule | None]] = []
@@ -153,7 +187,7 @@ class Registry:
             if previous is not None and previous.state == "active":
                 successors.append(mine[-1])
         await self._arm(mine, applied)
-        await self._purge_far_off(successors, now)
+        await self._purge_far_off(successors, now, ticks)
 
     def _entry(self, schedule: Schedule, expected: int) -> Outgoing:
         headers = fenced(expected)
@@ -193,15 +227,24 @@ class Registry:
         if len(standing) < len(groups):
             raise TryAgain(0, 0, f"{len(groups) - len(standing)} first ticks were not confirmed")
 
-    async def _purge_far_off(self, entries: Sequence[Entry], now: int) -> None:
-        """Ticks of older revisions: left to stand, they would hide that the chain of this one is broken."""
-        revisions = {entry.schedule.id: entry.revision for entry in entries}
-        held = [self._names.ticks_of(id, state="held") for id in revisions]
-        ticks = await self._bus.subjects_of(self._names.work, held)
+    async def _purge_far_off(
+        self, entries: Sequence[Entry], now: int, before: Mapping[str, Sequence[TickName]]
+    ) -> None:
+        """Ticks of older revisions: left to stand, they would hide that the chain of this one is broken.
 
-        async def purge(subject: str) -> None:
-            tick = self._names.parse_tick(subject)
-            if tick.revision < revisions[tick.schedule] and tick.at - now > FAR_OFF_MS:
+        `before` are those that stood before these entries did. Where they are all far off they stand as they were;
+        where one is near, it may have been turned, and the next one is looked for.
+        """
+        far = now + FAR_OFF_MS
+        revisions = {entry.schedule.id: entry.revision for entry in entries}
+        known = {id for id in revisions if (ticks := before.get(id)) and all(tick.at > far for tick in ticks)}
+        ticks = [tick for id in known for tick in before[id]]
+        for found in (await standing(self._bus, [id for id in revisions if id not in known])).values():
+            ticks += found
+
+        async def purge(tick: TickName) -> None:
+            if tick.state == "held" and tick.revision < revisions[tick.schedule] and tick.at > far:
+                subject = self._names.tick_held(tick.schedule, tick.revision, tick.at)
                 await self._bus.purge(self._names.work, subject)
 
         await each(purge, ticks)

@@ -519,7 +519,8 @@ class Gap:
     """Occurrences in [`start`, `to`] that did not run, and why. Where a run exists too, the run counts.
 
     ``catch_up``: missed, and the policy runs others or none; ``too_old``, ``too_many``: missed, and outside its
-    window or beyond its cap; ``unknown_history``: nobody can tell; ``overlap``: another one went on, see `Lane`.
+    window or beyond its cap; ``unknown_history``: nobody can tell; ``overlap``: another one went on, see `Lane`;
+    ``handed_over``: left to another scheduler; ``archived``: turned when its function was archived already.
     """
 
     kind: ClassVar[str] = "gap"
@@ -527,7 +528,9 @@ class Gap:
     start: Time
     to: Time
     count: Count
-    reason: Literal["catch_up", "too_old", "too_many", "unknown_history", "overlap", "handed_over"]
+    reason: Literal[
+        "catch_up", "too_old", "too_many", "unknown_history", "overlap", "handed_over", "archived"
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -330,6 +330,13 @@ class Names:
     def run_ready_all(self) -> str:
         return f"{self.namespace}.run.ready.>"
 
+    def parse_run_ready(self, subject: str) -> str:
+        """The function whose runs stand on a subject."""
+        match subject.split("."):
+            case [self.namespace, "run", "ready", app, name]:
+                return _function_of(app, name)
+        raise InvalidName(f"{subject!r} is not the subject of runs that are ready")
+
     def run_later_of(self, run: str) -> str:
         """A filter for what is held of one run whose function is not known."""
         return f"{self.namespace}.run.later.*.*.{run}.*"

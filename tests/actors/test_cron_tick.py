@@ -1,19 +1,21 @@
 """cron-tick on a real server: what each tick leads to, in time and late, under every revision."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from jetcron.bus import TTL, Bus, Outgoing
+from jetcron import Client
+from jetcron.bus import TTL, Bus, Outgoing, StoredMessage
 from jetcron.dispatch import held_tick
+from jetcron.registration import order
 from jetcron_protocol.codec import decode, encode
 from jetcron_protocol.ids import code_run_id, schedule_run_id
-from jetcron_protocol.messages import Gap, Past, Run, Schedule, SyncCommand, Tick
+from jetcron_protocol.messages import CronTrigger, Function, Gap, Past, Run, Schedule, SyncCommand, Tick
 from tests.support.faults import FaultyBus, Refuse
 from tests.support.nats_server import NatsServer
-from tests.support.stack import Stack, take, until
+from tests.support.stack import PATIENCE, Stack, take, until
 
 MINUTE = 60_000
 HOUR = 60 * MINUTE
@@ -388,3 +390,99 @@ async def test_a_stale_reader_does_not_lose_a_schedule(stack: Stack, monkeypatch
     monkeypatch.undo()
     await stack.settled(stack.names.work, stack.names.cron_tick)
     assert await held(stack) == [("app.f", revision, at + HOUR)]
+
+
+# A function that is archived while ticks are overdue.
+
+
+@pytest.mark.parametrize("kind", ["code", "data"])
+@pytest.mark.parametrize("late_after", [1.0, 60.0])
+async def test_what_is_turned_when_its_function_is_archived_is_told_and_leaves_no_run(
+    shared_nats: NatsServer, kind: str, late_after: float
+) -> None:
+    """cron-tick is down while a deploy drops the function; whatever was due until then is in the ledger."""
+    every_second = [CronTrigger(expression="* * * * * *")] if kind == "code" else []
+    gone = Function(id="app.gone", cron=every_second)
+    async with Stack(shared_nats, late_after=late_after) as stack:
+        await stack.start("cron-sync")
+
+        async def register(hash: str, *functions: Function) -> None:
+            ordered = SyncCommand(id=hash, command="register", app="app", functions=[*functions], hash=hash)
+            assert not (await order(stack.bus, ordered, wait=PATIENCE)).errors
+
+        await register("1", gone, Function(id="app.stays"))
+        id = gone.id
+        async with Client(stack.settings) as client:
+            if kind == "data":
+                id = "a"
+                await client.schedules.create(id, gone.id, every=1)
+            entry = await stack.bus.entry(stack.names.schedule_key(id))
+            assert entry is not None
+            first = stack.names.ticks_of(id, state="due")
+            await until(lambda: stack.bus.subjects(stack.names.work, first), what="a tick released")
+            await register("2", Function(id="app.stays"))
+            past = await stack.bus.entry(stack.names.past_key(id, entry.sequence))
+            assert past is not None
+            end = decode(Past, past.payload).end
+            await until(lambda: stack.clock.now() > end + 1_500)
+            await stack.start("cron-tick")
+
+            async def settled() -> bool:
+                return await held(stack) == []
+
+            await until(settled, what="all that was due turned")
+            assert await runs(stack) == []
+            assert await runs(stack, "later") == []
+            found = await client.schedules.history(id)
+            assert found, "some were due"
+            assert {(one.outcome, one.gap and one.gap.reason) for one in found} == {("not run", "archived")}
+            told = await gaps(stack)
+            assert sum(gap.count for gap in told) == len(found)
+
+
+async def test_a_function_is_asked_for_only_where_a_revision_was_replaced(stack: Stack) -> None:
+    at = next_hour(stack)
+    await due(stack, "app.f", await put(stack, hourly()), at)
+    deliveries = await take(stack.bus, stack.names.work, stack.names.cron_tick)
+    asked: list[str] = []
+
+    class Listening(FaultyBus):
+        async def entries(self, keys: Sequence[str]) -> dict[str, StoredMessage]:
+            asked.extend(keys)
+            return await super().entries(keys)
+
+    async with Listening(stack.settings) as bus:
+        await stack.make("cron-tick", bus).handle(deliveries)
+    assert asked == [stack.names.schedule_key("app.f")]
+
+
+async def test_a_replaced_revision_whose_function_cannot_be_read_waits(stack: Stack) -> None:
+    """A newer program wrote it: another copy may know whether it is archived."""
+    now = stack.clock.now() // MINUTE * MINUTE
+    old = hourly(every=MINUTE)
+    revision = await put(stack, old)
+    await put(stack, hourly(state="paused", armed_from=now + MINUTE))
+    past = encode(Past(schedule=old, end=now + MINUTE))
+    await stack.bus.publish(stack.names.past_key("app.f", revision), past)
+    await stack.bus.publish(stack.names.function_key("app.f"), b"\xc1")
+    await due(stack, "app.f", revision, now)
+    deliveries = await take(stack.bus, stack.names.work, stack.names.cron_tick)
+    await stack.make("cron-tick", stack.bus).handle(deliveries)
+    assert await stack.left(stack.names.work, stack.names.cron_tick) == 1
+    assert await runs(stack) == []
+
+
+async def test_a_gap_of_a_function_that_cannot_be_read_waits_and_keeps_nobody(stack: Stack) -> None:
+    """How long it is kept is in the function's entry. What is turned with it is stored and done."""
+    late = stack.clock.now() // HOUR * HOUR - 3 * HOUR
+    await stack.bus.publish(stack.names.function_key("app.newer"), b"\xc1")
+    for id in ("newer", "one"):
+        revision = await put(stack, hourly(id, function=f"app.{id}"))
+        await due(stack, id, revision, late)
+    deliveries = await take(stack.bus, stack.names.work, stack.names.cron_tick, 2)
+    await stack.make("cron-tick", stack.bus).handle(deliveries)
+    assert [run.schedule for run in await runs(stack)] == ["one"]
+    assert [gap.schedule for gap in await gaps(stack)] == ["one"]
+    await stack.bus.settled()
+    assert await stack.left(stack.names.work, stack.names.cron_tick) == 1
+    assert late in [at for id, _, at in await held(stack) if id == "newer"]

@@ -9,7 +9,7 @@ import pytest
 from jetcron.bus import TTL, Delivery, Outgoing
 from jetcron.clock import SystemClock
 from jetcron_protocol.codec import encode
-from jetcron_protocol.messages import Past, Schedule, Tick
+from jetcron_protocol.messages import Function, Past, Schedule, Tick
 from tests.support.faults import FaultyBus
 from tests.support.nats_server import NatsServer
 from tests.support.stack import ALL_FAULTS, Scenario, Stack, every_fault, play
@@ -26,9 +26,13 @@ class Due:
     ticks: Sequence[tuple[str, int]]
     past: dict[str, tuple[Schedule, int]] = field(default_factory=dict)
     raw: bytes | None = None
+    archived: Sequence[str] = ()
 
     async def prepare(self, stack: Stack) -> None:
         """Write the registry, then the ticks, of the revisions that stand or stood."""
+        for id in self.archived:
+            function = Function(id=id, state="archived")
+            await stack.bus.publish(stack.names.function_key(id), encode(function))
         revisions: dict[str, int] = {}
         for schedule in self.schedules:
             key = stack.names.schedule_key(schedule.id)
@@ -85,6 +89,18 @@ def cases() -> dict[str, Due]:
             [hourly("other", executes="other"), hourly("one")], [("other", soon), ("one", soon)]
         ),
         "left to the other scheduler, late": Due([hourly("other", executes="other")], [("other", late)]),
+        "its function was archived since": Due(
+            [hourly("replaced", state="archived"), hourly("one")],
+            [("replaced", soon), ("one", soon)],
+            {"replaced": (replaced, soon + 3 * HOUR)},
+            archived=["app.replaced"],
+        ),
+        "its function was archived since, late": Due(
+            [hourly("replaced", state="archived")],
+            [("replaced", late)],
+            {"replaced": (replaced, late + 3 * HOUR)},
+            archived=["app.replaced"],
+        ),
         "one that cannot be read": Due([hourly("one")], [("one", soon)], raw=b"\xc1"),
     }
 

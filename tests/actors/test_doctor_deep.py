@@ -124,3 +124,15 @@ async def test_a_held_message_that_is_not_what_its_subject_says(stack: Stack) ->
         assert await wrong(stack) == [f"{text}: {ID}"]
     await stack.bus.store(sound)
     assert [one.level for one in await look(stack)] == ["ok"]
+
+
+async def test_what_is_once_and_has_no_tick_is_missed_though_its_time_has_passed(stack: Stack) -> None:
+    """By both doctors; not while an order may stand that ends it."""
+    await put(stack, every=None, at=stack.clock.now() - HOUR, origin="data", armed_from=stack.clock.now())
+    assert await wrong(stack) == [f"are active and have no tick of their revision: {ID}"]
+    (shallow,) = [one for one in await examine(stack.settings) if one.about == "schedules"]
+    assert (shallow.level, shallow.what) == ("wrong", f"1 of 1 schedules have no tick: {ID}")
+    await stack.bus.publish(stack.names.sync("app"), b"")
+    assert [one.level for one in await look(stack)] == ["ok"]
+    (shallow,) = [one for one in await examine(stack.settings) if one.about == "schedules"]
+    assert shallow.level == "ok"

@@ -1,17 +1,20 @@
 """health-checker on a real server: it mends what is broken, and leaves alone what is not."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from itertools import count
 from typing import Any
 
 import pytest_asyncio
 
-from jetcron.bus import ROLLUP, hold
-from jetcron.dispatch import held_tick, next_turn
+from jetcron.bus import ROLLUP, Outgoing, StoredMessage, hold
+from jetcron.dispatch import held_tick, new_run, next_turn
 from jetcron.health_checker import arm
+from jetcron.health_checker.archived import ArchivedRuns
+from jetcron.health_checker.findings import Findings
 from jetcron_protocol.codec import decode, encode
 from jetcron_protocol.ids import GROUPS, group_of, manual_run_id, shard
-from jetcron_protocol.messages import Event, Gap, Run, Schedule, Sweep, Tick
+from jetcron_protocol.messages import Event, Function, Gap, Run, Schedule, Sweep, Tick
+from tests.support.faults import FaultyBus
 from tests.support.nats_server import NatsServer
 from tests.support.stack import HastyClock, Stack, until
 
@@ -146,6 +149,31 @@ async def test_an_overdue_tick_is_published_again_as_it_stands(stack: Stack) -> 
     assert after.sequence > before.sequence
 
 
+async def test_many_overdue_ticks_are_freed_and_counted_together(stack: Stack) -> None:
+    """Each is published once; their breaks are counted in a few writes, not one after another."""
+    at = stack.clock.now() + HOUR
+    ids = [id for n in range(20_000) if group_of(shard(id := f"many{n}")) == 5][:600]
+    entries = [encode(Schedule(id=id, function="app.f", every=HOUR)) for id in ids]
+    keys = [stack.names.schedule_key(id) for id in ids]
+    groups = [[Outgoing(key, entry)] for key, entry in zip(keys, entries, strict=True)]
+    assert len(await stack.bus.publish_groups(groups)) == 600
+    stored = await stack.bus.entries(keys)
+    held_ = [
+        [held_tick(stack.names, Tick(schedule=id, revision=stored[key].sequence, at=at), 500)]
+        for id, key in zip(ids, keys, strict=True)
+    ]
+    assert len(await stack.bus.publish_groups(held_)) == 600
+    async with FaultyBus(stack.settings) as bus:
+        checker = stack.make("health-checker", bus, clock=HastyClock(2 * HOUR))
+        assert (await checker.sweep(5)).repaired == {"overdue": 600}
+        assert sum(".tick.held." in name for name in bus.writes) == 600
+        assert sum(".breaks." in name for name in bus.writes) <= 16, "a batch for each shard"
+    counted = await stack.bus.subjects(
+        stack.names.registry, f"{stack.names.breaks_key('x').rsplit('.', 2)[0]}.>"
+    )
+    assert len(counted) == 600
+
+
 async def test_overdue_runs_and_events_are_published_again_without_their_ids(stack: Stack) -> None:
     names, at = stack.names, stack.clock.now() + HOUR
     run = Run(run=manual_run_id("app.f", "1"), function="app.f", trigger="manual", fire_at=at)
@@ -221,3 +249,71 @@ async def test_a_running_checker_mends_a_cycle_that_has_no_tick(slow_stack: Stac
 
     await until(running, what="runs again")
     assert {tick[1] for tick in await held(stack)} == {revision}
+
+
+async def test_what_is_once_and_was_past_when_it_was_set_is_mended(stack: Stack) -> None:
+    now = stack.clock.now()
+    once = hourly(every=None, at=now - HOUR, armed_from=now - 60_000, origin="data")
+    revision = await put(stack, once)
+    await note(stack, 5, now)
+    assert await sweep(stack) == {"broken": 1}
+    assert await held(stack) == [(ID, revision, now - HOUR)]
+
+
+async def test_what_is_once_and_was_due_before_anybody_remembers_is_told_and_over(stack: Stack) -> None:
+    """Else it would be missed for ever: its end is told cron-sync, as cron-tick does."""
+    at = stack.clock.now() - 100 * HOUR
+    await put(stack, hourly(every=None, at=at, armed_from=at - HOUR, origin="data"))
+    assert await sweep(stack) == {"broken": 1}
+    (message,) = await stack.stored(stack.names.journal)
+    gap = decode(Gap, message.payload)
+    assert (gap.start, gap.to, gap.count, gap.reason) == (at, at, 1, "unknown_history")
+    assert await held(stack) == []
+    await stack.start("cron-sync")
+    await stack.settled(stack.names.work, stack.names.cron_sync)
+    entry = await stack.bus.entry(stack.names.schedule_key(ID))
+    assert entry is not None
+    assert decode(Schedule, entry.payload).state == "deleted"
+    assert await sweep(stack) == {}
+
+
+async def test_a_chain_that_breaks_twice_goes_on_from_where_it_was_whole(stack: Stack) -> None:
+    """What mends it stands for a time that is past: the sweep that mended it does not vouch for that."""
+    healthy = stack.clock.now() // HOUR * HOUR - 3 * HOUR + 1
+    revision = await put(stack, hourly())
+    await note(stack, 5, healthy)
+    first = (healthy // HOUR + 1) * HOUR
+    for ahead in (0, 2_000):
+        assert await sweep(stack, ahead=ahead) == {"broken": 1}
+        assert await held(stack) == [(ID, revision, first)]
+        await stack.bus.purge(stack.names.work, stack.names.ticks_of(ID))
+
+
+async def test_a_run_whose_function_is_archived_is_cancelled_and_told(stack: Stack) -> None:
+    """It was stored by somebody who read its entry before. One that is stored after we have looked stays."""
+    late = Run(run=manual_run_id("app.gone", "late"), function="app.gone", trigger="manual", fire_at=0)
+    runs = [
+        Run(run=manual_run_id(function, "1"), function=function, trigger="manual", fire_at=0)
+        for function in ("app.gone", "app.paused", "app.unknown")
+    ]
+    for function, state in (("app.gone", "archived"), ("app.paused", "paused")):
+        entry = Function(id=function, state=state)  # type: ignore[arg-type]
+        await stack.bus.publish(stack.names.function_key(function), encode(entry))
+    for run in runs:
+        await stack.bus.store(new_run(stack.names, run, now=0, lead=500))
+    findings = Findings()
+
+    class Slow(FaultyBus):
+        async def entries(self, keys: Sequence[str]) -> dict[str, StoredMessage]:
+            found = await super().entries(keys)
+            await self.store(new_run(stack.names, late, now=0, lead=500))
+            return found
+
+    async with Slow(stack.settings) as bus:
+        await ArchivedRuns(bus, stack.clock, stack.settings, by="test").cancel(findings)
+    assert findings.repaired == {"archived": 1}
+    (ended,) = await stack.journal.wait("cancelled")
+    assert (ended.run, ended.entry.error and ended.entry.error.type) == (runs[0].run, "Archived")
+    left = await stack.stored(stack.names.work, stack.names.run_ready_all)
+    assert {decode(Run, message.payload).run for message in left} == {late.run, runs[1].run, runs[2].run}
+    assert await sweep(stack, 0) == {"archived": 1}, "the next sweep has it"

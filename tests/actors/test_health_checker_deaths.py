@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from itertools import count
 
 from jetcron.bus import Delivery, hold
-from jetcron.dispatch import held_tick, next_turn
+from jetcron.clock import SystemClock
+from jetcron.dispatch import held_tick, new_run, next_turn
 from jetcron_protocol.codec import encode
 from jetcron_protocol.ids import group_of, manual_run_id, shard
-from jetcron_protocol.messages import Event, Past, Run, Schedule, Tick
+from jetcron_protocol.messages import Event, Function, Past, Run, Schedule, Tick
 from tests.support.faults import FaultyBus
 from tests.support.nats_server import NatsServer
-from tests.support.stack import HastyClock, Scenario, Stack, every_fault, play
+from tests.support.stack import HastyClock, Scenario, Stack, every_fault, play, until
 
 HOUR = 3_600_000
 YEAR_2200 = 7_258_118_400_000
@@ -77,3 +78,45 @@ async def test_every_sweep_twice_is_every_sweep_once(shared_nats: NatsServer) ->
     once = await play(shared_nats, sweep(0))
     twice = await play(shared_nats, sweep(0), again=1)
     assert twice.state == once.state
+
+
+async def test_a_fault_while_what_is_once_is_mended_changes_nothing(shared_nats: NatsServer) -> None:
+    """One that was past when it was set is armed again; of one long ago the ledger is told, then cron-sync."""
+    belated, forgotten = in_group(5, 2)
+    began = SystemClock().now()
+
+    async def prepare(stack: Stack) -> None:
+        for id, armed_from in ((belated, began), (forgotten, 2)):
+            once = Schedule(id=id, function="app.f", origin="data", at=1, armed_from=armed_from)
+            await stack.bus.publish(stack.names.schedule_key(id), encode(once))
+        await stack.bus.publish(stack.names.health_due, b"5")
+
+    async def act(stack: Stack, bus: FaultyBus, deliveries: Sequence[Delivery]) -> None:
+        await sweep(5).act(stack, bus, deliveries)
+        due = stack.names.ticks_of(belated, state="due")
+        await until(lambda: stack.bus.subjects(stack.names.work, due), what="the tick of long ago released")
+
+    scenario = Scenario(prepare, act, durable="health_checker")
+    async for where, whole, disturbed in every_fault(shared_nats, scenario):
+        assert disturbed.state == whole.state, where
+        for part in (f".{belated}.1.1", ".sync.", ".gap-"):
+            assert part in str(whole.state), part
+
+
+async def test_a_fault_while_runs_of_an_archived_function_are_cancelled_changes_nothing(
+    shared_nats: NatsServer,
+) -> None:
+    async def prepare(stack: Stack) -> None:
+        for function, state in (("app.gone", "archived"), ("app.f", "active")):
+            entry = Function(id=function, state=state)  # type: ignore[arg-type]
+            await stack.bus.publish(stack.names.function_key(function), encode(entry))
+            run = Run(run=manual_run_id(function, "1"), function=function, trigger="manual", fire_at=0)
+            await stack.bus.store(new_run(stack.names, run, now=0, lead=500))
+            await stack.bus.store(next_turn(stack.names, run, turn=3, fire_at=YEAR_2200, lead=500))
+        await stack.bus.publish(stack.names.health_due, b"0")
+
+    scenario = Scenario(prepare, sweep(0).act, durable="health_checker")
+    async for where, whole, disturbed in every_fault(shared_nats, scenario):
+        assert disturbed.state == whole.state, where
+        left = [subject for subject, _ in whole.state["work"] if ".run." in subject]
+        assert sorted(subject.split(".")[4] for subject in left) == ["f", "f"]

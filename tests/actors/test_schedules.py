@@ -12,11 +12,22 @@ import pytest_asyncio
 
 from jetcron import App, Client, ConfigurationError, Context
 from jetcron.clock import from_ms
+from jetcron.dispatch import held_tick
 from jetcron.errors import NotFound, ScheduleRefused, TryAgain
 from jetcron.registration import order
 from jetcron_protocol.codec import decode, encode, pack
-from jetcron_protocol.ids import code_run_id, schedule_run_id
-from jetcron_protocol.messages import CronTrigger, Function, Past, Run, Schedule, SyncCommand, SyncReply
+from jetcron_protocol.ids import code_run_id, group_of, schedule_run_id, shard
+from jetcron_protocol.messages import (
+    CronTrigger,
+    Function,
+    Past,
+    Run,
+    Schedule,
+    Sweep,
+    SyncCommand,
+    SyncReply,
+    Tick,
+)
 from tests.support.nats_server import NatsServer
 from tests.support.stack import PATIENCE, Stack, until
 
@@ -752,3 +763,80 @@ async def test_every_cron_of_a_function_that_is_wrong_is_named(stack: Stack) -> 
     bad = replace(SEND, cron=[CronTrigger(expression=text) for text in ("61 * * * *", "* 25 * * *", "x")])
     made = SyncCommand(id="3", command="register", app="reports", functions=[bad], hash="3")
     assert len((await order(stack.bus, made, wait=PATIENCE)).errors) == 3
+
+
+# What broke before it was replaced.
+
+
+async def broken_since(stack: Stack, id: str, back: int, **more: Any) -> tuple[int, int]:
+    """A schedule of every second in force since `back` seconds ago, whose tick is lost; its revision and start."""
+    start = (stack.clock.now() // 1000 - back) * 1000
+    entry = Schedule(
+        **{"id": id, "function": "reports.send", "origin": "data", "every": 1000} | more, armed_from=start
+    )
+    revision = (await stack.bus.publish(stack.names.schedule_key(id), encode(entry))).sequence
+    return revision, start
+
+
+@pytest.mark.parametrize("what", ["update", "pause", "archive", "delete", "its function"])
+async def test_a_chain_that_broke_before_it_was_replaced_loses_nothing(
+    stack: Stack, client: Client, what: str
+) -> None:
+    """Afterwards its schedule looks whole, and no sweep would find what was lost."""
+    revision, start = await broken_since(stack, "a", 5)
+    match what:
+        case "update":
+            await client.schedules.update("a", payload=1)
+        case "its function":
+            await order(
+                stack.bus,
+                SyncCommand(id="p", command="pause", app="reports", items=["reports.send"]),
+                wait=PATIENCE,
+            )
+        case _:
+            await getattr(client.schedules, what)("a")
+    past = await stack.bus.entry(stack.names.past_key("a", revision))
+    assert past is not None
+    end = decode(Past, past.payload).end
+    assert min(await held(stack, "a")) == (revision, start + 1000)
+    await stack.start("cron-tick")
+    ready = stack.names.run_ready("reports.send")
+
+    async def made() -> list[int]:
+        runs = [decode(Run, message.payload) for message in await stack.stored(stack.names.work, ready)]
+        return sorted(run.scheduled_at or 0 for run in runs if run.payload is None)
+
+    wanted = list(range(start + 1000, end + 1, 1000))
+
+    async def all_made() -> bool:
+        return await made() == wanted
+
+    await until(all_made, what=f"a run at each of {wanted}")
+
+
+async def test_a_chain_goes_on_from_when_its_group_was_last_whole(stack: Stack, client: Client) -> None:
+    _, start = await broken_since(stack, "a", 50)
+    group = group_of(shard("a"))
+    note = Sweep(group=group, healthy_at=start + 40_500)
+    await stack.bus.publish(stack.names.health_key(group), encode(note))
+    await client.schedules.pause("a")
+    assert [at for _, at in await held(stack, "a")] == [start + 41_000]
+
+
+async def test_what_has_a_tick_or_is_over_is_replaced_as_it_is(stack: Stack, client: Client) -> None:
+    """Held, due, or its last one turned, of which cron-sync is told."""
+    ids = {id: await broken_since(stack, id, 5) for id in ("held", "due", "over")}
+    revision, start = ids["held"]
+    far = Tick(schedule="held", revision=revision, at=start + 3_600_000)
+    await stack.bus.store(held_tick(stack.names, far, 500))
+    revision, start = ids["due"]
+    tick = Tick(schedule="due", revision=revision, at=start + 3_000)
+    await stack.bus.publish(stack.names.tick_due("due", revision, tick.at), encode(tick))
+    await client.schedules.pause("held")
+    await client.schedules.pause("due")
+    over = SyncCommand(id="e", command="ended", app="reports", items=["over"], revision=ids["over"][0])
+    await order(stack.bus, over, wait=PATIENCE)
+    assert (await stored(stack, "over"))[0].state == "ended"
+    assert [await held(stack, id) for id in ids] == [[], [(revision, tick.at)], []], (
+        "the far-off one is purged"
+    )

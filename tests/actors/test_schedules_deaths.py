@@ -11,7 +11,7 @@ from jetcron_protocol.codec import decode, encode
 from jetcron_protocol.messages import CronTrigger, Function, Schedule, SyncCommand
 from tests.support.faults import FaultyBus
 from tests.support.nats_server import NatsServer
-from tests.support.stack import HastyClock, Scenario, Stack, every_fault, play, take
+from tests.support.stack import HastyClock, Scenario, Stack, every_fault, play, take, until
 
 FUNCTIONS = [Function(id="app.f"), Function(id="app.g", cron=[CronTrigger(expression="0 0 1 1 *")])]
 REGISTER = SyncCommand(id="0", command="register", app="app", functions=FUNCTIONS, hash="one")
@@ -124,6 +124,34 @@ async def test_every_order_twice_is_every_order_once(
     once = await play(shared_nats, CASES[name].scenario())
     twice = await play(shared_nats, CASES[name].scenario(), again=1, forgotten=forgotten)
     assert twice.state == once.state
+
+
+@pytest.mark.parametrize("what", ["update", "pause", "archive", "delete"])
+async def test_a_fault_while_what_is_replaced_is_mended_changes_nothing(
+    what: str, shared_nats: NatsServer
+) -> None:
+    """Of two schedules without a tick: one is due since long, the other has a time to come."""
+    both = order("create", yearly("a", cron=None, at=1), yearly("b"))
+    changes = [{"id": "a", "payload": 2}, {"id": "b", "payload": 2}]
+    command = order(what, *changes) if what == "update" else order(what, items=["a", "b"])
+
+    async def prepare(stack: Stack) -> None:
+        await Case(command, before=[both]).prepare(stack)
+        for id in ("a", "b"):
+            await stack.bus.purge(stack.names.work, stack.names.ticks_of(id))
+
+    async def act(stack: Stack, bus: FaultyBus, deliveries: Sequence[Delivery]) -> None:
+        await handle(stack, bus, deliveries)
+        due = stack.names.ticks_of("a", state="due")
+        await until(lambda: stack.bus.subjects(stack.names.work, due), what="the tick of long ago released")
+
+    scenario = Scenario(prepare, act, durable="cron_sync")
+    async for where, whole, disturbed in every_fault(shared_nats, scenario):
+        assert disturbed.state == whole.state, where
+        ticks = [subject.split(".")[2:5] for subject, _ in whole.state["work"] if ".tick." in subject]
+        assert [(state, id) for state, _, id in sorted(ticks) if id in ("a", "b")] == (
+            [("due", "a"), ("held", "b")] if what == "update" else [("due", "a")]
+        ), "the old one of b is far off and gone"
 
 
 async def test_a_copy_that_was_frozen_over_newer_orders_changes_nothing(shared_nats: NatsServer) -> None:

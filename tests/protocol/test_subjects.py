@@ -138,6 +138,8 @@ def test_a_held_run_says_what_it_was_named_by(function: str, turn: int) -> None:
     parsed = names.parse_run_later(subject)
     assert (parsed.function, parsed.run, parsed.turn) == (function, run, turn)
     assert _matches(names.runs_later_of(function, run), subject)
+    assert names.parse_run_ready(names.run_ready(function)) == function
+    assert _matches(names.run_ready_all, names.run_ready(function))
     assert names.parse_journal(names.journal_of(function, run)) == (function, run)
 
 
@@ -148,9 +150,24 @@ def test_a_registry_key_says_its_schedule(schedule: str) -> None:
     assert _matches(names.schedules_of_shard(shard(schedule)), key)
 
 
-PARSERS = [names.parse_tick, names.parse_run_later, names.parse_journal, names.parse_event]
+PARSERS = [
+    names.parse_tick,
+    names.parse_run_ready,
+    names.parse_run_later,
+    names.parse_journal,
+    names.parse_event,
+]
 PARSERS += [names.parse_schedule_key, unescape, split_function, check_event_name, check_app]
-HEADS = ["t.tick.held", "t.tick.due", "t.run.later", "t.journal", "t.event", "$KV.T_REGISTRY.schedule", "x"]
+HEADS = [
+    "t.tick.held",
+    "t.tick.due",
+    "t.run.ready",
+    "t.run.later",
+    "t.journal",
+    "t.event",
+    "$KV.T_REGISTRY.schedule",
+    "x",
+]
 TOKENS = st.sampled_from(
     [
         "",
@@ -210,6 +227,12 @@ def _canonical(subject: str) -> None:
         pass
     else:
         assert names.run_later(run.function, run.run, run.turn) == subject
+    try:
+        function = names.parse_run_ready(subject)
+    except InvalidName:
+        pass
+    else:
+        assert names.run_ready(function) == subject
     try:
         function, token = names.parse_journal(subject)
     except InvalidName:

@@ -15,7 +15,9 @@ from jetcron.cycle import (
     Entry,
     Nothing,
     Rearm,
+    Repair,
     Turn,
+    awaited,
     decide_turn,
     first_tick,
     make_run,
@@ -45,6 +47,7 @@ def turned(
     tick_revision: int = 5,
     past: Past | None = None,
     later_stands: bool = False,
+    archived: bool = False,
 ) -> Any:
     return decide_turn(
         Tick(schedule="app.f", revision=tick_revision, at=at),
@@ -53,6 +56,7 @@ def turned(
         now=at if now is None else now,
         late_after=MINUTE,
         later_stands=later_stands,
+        archived=archived,
     )
 
 
@@ -416,7 +420,20 @@ def test_what_is_not_active_is_not_repaired(state: Any) -> None:
 
 
 def test_what_has_nothing_left_is_not_repaired() -> None:
-    assert repair(Entry(ONCE, 5), healthy_at=NINE, horizon=0) is None
+    assert repair(Entry(replace(HOURLY, end=NINE), 5), healthy_at=NINE, horizon=0) is None
+
+
+@pytest.mark.parametrize("armed_from", [NINE - HOUR, NINE + HOUR])
+@pytest.mark.parametrize("healthy_at", [0, NINE, NINE + DAY])
+def test_what_is_once_is_awaited_until_it_is_over(armed_from: int, healthy_at: int) -> None:
+    """Also where it was past when it was set: as it is first armed, so it is armed again, and missed by doctors."""
+    once = replace(ONCE, armed_from=armed_from)
+    tick = first_tick(Entry(once, 5))
+    assert tick == Tick(schedule="app.f", revision=5, at=NINE)
+    assert repair(Entry(once, 5), healthy_at=healthy_at, horizon=armed_from - 1) == Repair(tick)
+    assert awaited(once, NINE + DAY) == NINE
+    unknown = Gap(schedule="app.f", start=NINE, to=NINE, count=1, reason="unknown_history")
+    assert repair(Entry(once, 5), healthy_at=healthy_at, horizon=NINE + 2 * HOUR) == Repair(None, unknown)
 
 
 # What is left to the other scheduler.
@@ -451,3 +468,21 @@ def test_the_revision_in_force_says_who_executes() -> None:
     assert run.scheduled_at == NINE + 2 * HOUR
     late = turned(HOURLY, NINE, now=NINE + 5 * HOUR, revision=6, past=handed)
     assert (late.gap.count, late.gap.to, late.next) == (2, NINE + HOUR, None)
+
+
+# What was due before its function was archived, and is turned after.
+
+
+def test_what_nobody_would_take_makes_no_run_is_told_and_goes_on_to_its_end() -> None:
+    end = NINE + 3 * HOUR
+    past = Past(schedule=replace(HOURLY, catch_up="all"), end=end)
+    current = {"schedule": replace(HOURLY, state="archived"), "revision": 6, "past": past, "archived": True}
+    turn = turned(**current)
+    assert turn.runs == ()
+    assert turn.gap == Gap(schedule="app.f", start=NINE, to=NINE, count=1, reason="archived")
+    assert turn.next == Tick(schedule="app.f", revision=5, at=NINE + HOUR)
+    late = turned(**current, now=NINE + DAY)
+    assert late.gap == Gap(schedule="app.f", start=NINE, to=end, count=4, reason="archived")
+    assert (late.runs, late.next, late.ended) == ((), None, False)
+    other = replace(past, schedule=OTHER)
+    assert turned(**current | {"past": other}).gap.reason == "handed_over", "that one ran it"

@@ -11,7 +11,7 @@ from typing import Literal
 
 from jetcron.bus import Bus
 from jetcron.clock import Clock
-from jetcron.cycle import next_occurrence
+from jetcron.cycle import awaited
 from jetcron_protocol.codec import DecodeError, decode
 from jetcron_protocol.ids import SHARDS
 from jetcron_protocol.messages import Schedule
@@ -82,18 +82,19 @@ class Cycles:
         )
 
     async def _really_broken(self, suspects: Sequence[str]) -> list[str]:
-        """Those that are active, have an occurrence to come, and still no tick a moment later."""
+        """Those that are active, await an occurrence, and have still no tick a moment later."""
         candidates = await self._active(suspects)
         if not candidates:
             return []
         await self._clock.sleep(_SETTLES)
         broken = []
-        for schedule in await self._active(candidates):
+        for schedule in await self._active(candidates, over=await orders_stand(self._bus)):
             if not await self._bus.subjects(self._names.work, self._names.ticks_of(schedule)):
                 broken.append(schedule)
         return broken
 
-    async def _active(self, schedules: Sequence[str]) -> list[str]:
+    async def _active(self, schedules: Sequence[str], *, over: bool = False) -> list[str]:
+        """Those that need a tick; `over`: of one whose only time has passed, an order that ends it may stand."""
         keys = {self._names.schedule_key(schedule): schedule for schedule in schedules}
         now = self._clock.now()
         found = []
@@ -103,6 +104,12 @@ class Cycles:
             except DecodeError:
                 found.append(keys[key])
                 continue
-            if entry.state == "active" and next_occurrence(entry, max(now, entry.armed_from)) is not None:
+            due = awaited(entry, now)
+            if entry.state == "active" and due is not None and not (over and due <= now):
                 found.append(entry.id)
         return sorted(found)
+
+
+async def orders_stand(bus: Bus) -> bool:
+    """Whether cron-sync has orders left; that nobody takes them is another finding."""
+    return await bus.next_on(bus.names.work, bus.names.sync_all, 1) is not None

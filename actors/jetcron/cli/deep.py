@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from jetcron.bus import SCHEDULE, SCHEDULE_TARGET, Bus, StoredMessage, rfc3339_ms
-from jetcron.cli.cycles import Finding
+from jetcron.cli.cycles import Finding, orders_stand
 from jetcron.clock import Clock
 from jetcron.cron import CronError
-from jetcron.cycle import next_occurrence
+from jetcron.cycle import awaited, next_occurrence
 from jetcron.many import each
 from jetcron.registry import FAR_OFF_MS
 from jetcron.settings import Settings
@@ -54,6 +54,8 @@ class DeepCheck:
         self._faults: Counter[str] = Counter()
         self._named: dict[str, list[str]] = {}
         self._seen = Counter[str]()
+        self._orders_stand = False
+        """At the second look: an order may end what has fired for the only time and has no tick any more."""
 
     async def look(self) -> list[Finding]:
         """A finding for each kind of fault, or that there is none."""
@@ -66,9 +68,11 @@ class DeepCheck:
             ]
             if suspects:
                 await self._clock.sleep(_SETTLES)
+                self._orders_stand = await orders_stand(self._bus)
                 for id, text in self._judge(await self._of(suspects)):
                     self._faults[text] += 1
                     self._named.setdefault(text, []).extend([id][: _NAMED - len(self._named.get(text, []))])
+                self._orders_stand = False
         seen = f"{self._seen['ticks']} ticks of {self._seen['schedules']} schedules"
         if not self._faults:
             return [Finding("ok", "schedules", f"{seen}: each is as its definition says")]
@@ -165,8 +169,10 @@ class DeepCheck:
 
     def _wrong_next(self, schedule: Schedule, own: list[int], now: int) -> str | None:
         if not own:
-            due = next_occurrence(schedule, max(now, schedule.armed_from))
-            return None if due is None else "are active and have no tick of their revision"
+            due = awaited(schedule, now)
+            if due is None or (due <= now and self._orders_stand):
+                return None
+            return "are active and have no tick of their revision"
         sure = now + self._settings.lead_ms + _TURNING_MS
         due = next_occurrence(schedule, max(sure, schedule.armed_from))
         return "are held for a time after their next one" if due is not None and min(own) > due else None

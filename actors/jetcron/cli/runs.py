@@ -25,6 +25,7 @@ _WHY = {
     "too_old": "missed, and older than catch_up lets run",
     "too_many": "missed, with more than catch_up='all' runs",
     "handed_over": "left to the other scheduler, which executes it",
+    "archived": "its function was archived before its tick was turned",
     "unknown_history": "so long ago that nobody can tell whether it ran",
     "overlap": "another one of its schedule went on, and overlap left it out",
 }

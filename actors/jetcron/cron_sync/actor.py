@@ -17,12 +17,12 @@ from jetcron.cron import CronError
 from jetcron.cron_sync import declared
 from jetcron.cron_sync.following import Following
 from jetcron.cron_sync.orders import Orders, Refused
-from jetcron.cron_sync.retirement import Retirement
 from jetcron.dead_letters import bury
 from jetcron.errors import PayloadTooLarge, TopologyMismatch, TryAgain, WrongSequence
 from jetcron.many import each
 from jetcron.process import FATAL, Process
 from jetcron.registry import Applied, Held, Registry
+from jetcron.retirement import Retirement
 from jetcron.revisions import END
 from jetcron.settings import Settings
 from jetcron_protocol import topology
@@ -318,4 +318,4 @@ class CronSync:
             and entry.state == "active"
             and one.sequence == revisions.get(schedule)
         ]
-        await self._registry.put_schedules(over, delivery, applied, held=held)
+        await self._registry.put_schedules(over, delivery, applied, held=held, over=True)

@@ -14,6 +14,7 @@ import structlog
 from jetcron.bus import SCHEDULE, SCHEDULE_TARGET, SCHEDULE_TTL, Bus, Delivery, Outgoing
 from jetcron.clock import Clock
 from jetcron.dead_letters import bury
+from jetcron.health_checker.archived import ArchivedRuns
 from jetcron.health_checker.breaks import BreakCounts
 from jetcron.health_checker.canary import CanaryWatch
 from jetcron.health_checker.chains import Chains
@@ -31,7 +32,7 @@ PERIODS_KEPT = 5
 """How many periods a sweep message waits to be read."""
 RUNS_GROUP = 0
 EVENTS_GROUP = 1
-"""The sweeps of these two groups also look through held runs and held events."""
+"""The sweeps of these two groups also look through held runs and held events; the first, at runs nobody takes."""
 
 
 class HealthChecker:
@@ -48,6 +49,7 @@ class HealthChecker:
         breaks = BreakCounts(bus, clock, process.metrics)
         self._overdue = Overdue(bus, clock, settings, breaks)
         self._chains = Chains(bus, clock, settings, breaks, self._overdue)
+        self._archived = ArchivedRuns(bus, clock, settings, by=self.name)
         self._canary = CanaryWatch(bus, clock, settings, process)
 
     async def run(self) -> None:
@@ -104,6 +106,7 @@ class HealthChecker:
         await self._chains.sweep(group, note, findings)
         names = self._names
         if group == RUNS_GROUP:
+            await self._archived.cancel(findings)
             return await self._overdue.messages(names.work, names.run_later_all, note.cursor, findings)
         if group == EVENTS_GROUP:
             return await self._overdue.messages(names.later, names.later_held_all, note.cursor, findings)

@@ -17,15 +17,13 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from jetcron import dispatch, ledger
 from jetcron.bus import Bus
 from jetcron.clock import Clock
-from jetcron.cron import CronError
-from jetcron.cycle import Entry, Repair, repair
-from jetcron.errors import TryAgain
+from jetcron.cycle import Entry
 from jetcron.health_checker.breaks import BreakCounts
 from jetcron.health_checker.findings import Findings
 from jetcron.health_checker.overdue import Overdue
+from jetcron.mending import Broken, carry_out, planned
 from jetcron.registry import FAR_OFF_MS
 from jetcron.settings import Settings
 from jetcron_protocol.codec import DecodeError, decode
@@ -155,7 +153,7 @@ class Chains:
             for held, revision, at in ticks:
                 # What stands overdue is not settled: were it lost, its chain must go on from before it.
                 if at <= findings.healthy_at:
-                    findings.healthy_at = at - 1
+                    findings.unsettled(at)
                 if held and at < latest:
                     overdue += [
                         TickName("held", shard.name, id, revision, at) for id in self._ids([token]).values()
@@ -237,42 +235,28 @@ class Chains:
         """Re-arm active schedules that have had no tick of theirs for the grace period."""
         ids = sorted(self._ids(tokens).values())
         for start in range(0, len(ids), PART):
-            repairs = await self._repairs(ids[start : start + PART], note, findings)
-            await self._breaks.count(cause, [entry.schedule.id for entry, _ in repairs], findings)
-            for entry, mended in repairs:
-                if mended.gap is not None:
-                    await ledger.record(self._bus, mended.gap, entry.schedule.function)
-            ticks = [
-                [dispatch.held_tick(self._names, mended.tick, self._settings.lead_ms)]
-                for _, mended in repairs
-                if mended.tick is not None
-            ]
-            if len(await self._bus.publish_groups(ticks)) < len(ticks):
-                raise TryAgain(0, 0, "ticks that mend cycles were not confirmed")
-            for entry, _ in repairs:
-                log.error("a broken cycle was restarted", schedule=entry.schedule.id, cause=cause)
+            broken = await self._broken(ids[start : start + PART], note, findings)
+            mended, whole = await planned(self._bus, self._clock, broken)
+            findings.whole &= whole
+            await self._breaks.count(cause, [one.schedule for one in mended], findings)
+            await carry_out(self._bus, mended)
+            for one in mended:
+                if one.repair.tick is not None:
+                    findings.unsettled(one.repair.tick.at)
+                log.error("a broken cycle was restarted", schedule=one.schedule, cause=cause)
 
-    async def _repairs(
-        self, ids: Sequence[str], note: Sweep, findings: Findings
-    ) -> list[tuple[Entry, Repair]]:
-        repairs = []
-        kept: dict[str, int] = {}
+    async def _broken(self, ids: Sequence[str], note: Sweep, findings: Findings) -> list[Broken]:
+        found = []
         entries = await self._bus.entries([self._names.schedule_key(id) for id in ids])
         for key, stored in entries.items():
             try:
                 entry = Entry(decode(Schedule, stored.payload), stored.sequence)
-                function = entry.schedule.function
-                if function not in kept:
-                    kept[function] = await ledger.kept(self._bus, function)
-                horizon = self._clock.now() - kept[function] * 1000
-                mended = repair(entry, healthy_at=note.healthy_at, horizon=horizon)
-            except (DecodeError, CronError) as error:
+            except DecodeError as error:
                 findings.whole = False
                 log.error("a broken cycle cannot be restarted here", key=key, reason=str(error))
                 continue
-            if mended is not None:
-                repairs.append((entry, mended))
-        return repairs
+            found.append(Broken(entry, note.healthy_at))
+        return found
 
     async def _clear(self, shard: Shard, stale: set[str], findings: Findings) -> None:
         """Purge ticks of replaced revisions that are far off and that a newer revision governs: they lead nowhere."""

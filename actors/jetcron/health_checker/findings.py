@@ -23,3 +23,8 @@ class Findings:
     def count(self, cause: str, times: int = 1) -> None:
         if times:
             self.repaired[cause] = self.repaired.get(cause, 0) + times
+
+    def unsettled(self, at: int) -> None:
+        """A tick of this time stands: what is due from then on is not vouched for."""
+        self.healthy_at = min(self.healthy_at, at - 1)
+        self.rotation_at = max(min(self.rotation_at, at - 1), 0)

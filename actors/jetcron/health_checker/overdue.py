@@ -13,13 +13,14 @@ from jetcron.clock import Clock
 from jetcron.errors import WrongSequence
 from jetcron.health_checker.breaks import BreakCounts
 from jetcron.health_checker.findings import Findings
+from jetcron.many import each
 from jetcron.settings import Settings
 from jetcron_protocol.subjects import TickName
 
 log = structlog.get_logger("jetcron.health-checker")
 
 PAGE = 500
-"""Held runs and events looked at in one request."""
+"""Held messages looked at in one request."""
 MOST_HELD = 20_000
 """Held runs and events looked at in one sweep; the next one goes on where this one stopped."""
 _KEPT = (SCHEDULE, SCHEDULE_TARGET, "Jetcron-Event")
@@ -40,12 +41,24 @@ class Overdue:
         return self._clock.now() + self._settings.lead_ms - self._settings.repair_grace_ms
 
     async def ticks(self, ticks: Sequence[TickName], findings: Findings) -> None:
-        """Publish these held ticks again; each is a break of its cycle."""
-        for tick in ticks:
-            subject = self._names.tick_held(tick.schedule, tick.revision, tick.at)
-            stored = await self._bus.last(self._names.work, subject)
-            if stored is not None and await self._again(self._names.work, stored):
-                await self._breaks.count("overdue", [tick.schedule], findings)
+        """Publish these held ticks again, many at a time; each is a break of its cycle."""
+        for start in range(0, len(ticks), PAGE):
+            freed = await self._free(ticks[start : start + PAGE])
+            if freed:
+                await self._breaks.count("overdue", freed, findings)
+
+    async def _free(self, ticks: Sequence[TickName]) -> list[str]:
+        """The schedules of those that were published again."""
+        subjects = {self._names.tick_held(one.schedule, one.revision, one.at): one.schedule for one in ticks}
+        stored = await self._bus.multi_last_all(self._names.work, list(subjects))
+        freed: set[str] = set()
+
+        async def free(message: StoredMessage) -> None:
+            if await self._again(self._names.work, message):
+                freed.add(subjects[message.subject])
+
+        await each(free, stored.values())
+        return sorted(freed)
 
     async def messages(self, stream: str, subject: str, start: int, findings: Findings) -> int:
         """Publish overdue runs or events again; where the next sweep goes on, 0 for the beginning.

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 from jetcron import ledger
 from jetcron.bus import Bus, StoredMessage
 from jetcron.clock import from_ms
-from jetcron.cycle import make_run, occurrences
+from jetcron.cycle import counts_after, make_run, occurrences
 from jetcron.history import Status, fold
 from jetcron.runs import RunView
 from jetcron.runs import view as run_view
@@ -125,7 +125,7 @@ async def _reigns(
     left = limit
     async for one, number, end in _revisions(bus, schedule, revision, now):
         if one.state == "active":
-            reign = _Reign(one, number, _since(one), min(end, now))
+            reign = _Reign(one, number, counts_after(one), min(end, now))
             left -= occurrences(one, reign.after, reign.until, 0).count
             yield reign
         if left <= 0 or (since is not None and one.at is None and one.armed_from < since):
@@ -146,10 +146,6 @@ async def _revisions(
             if key in stored:
                 past = decode(Past, stored[key].payload)
                 yield past.schedule, number, past.end
-
-
-def _since(revision: Schedule) -> int:
-    return revision.armed_from if revision.at is None else min(revision.armed_from, revision.at - 1)
 
 
 async def _runs(bus: Bus, found: Sequence[_Occurrence]) -> list[Outcome]:

@@ -6,22 +6,23 @@ happened; if it dies after, the ticks are delivered again and lead to the same m
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import structlog
 
 from jetcron import dispatch, ledger
-from jetcron.bus import Bus, Delivery, Outgoing, StoredMessage
+from jetcron.bus import Bus, Delivery, Outgoing
 from jetcron.clock import Clock
 from jetcron.cron import CronError
-from jetcron.cycle import Decision, Entry, Nothing, Rearm, Turn, decide_turn, is_late
+from jetcron.cron_tick.definitions import Definitions, read
+from jetcron.cycle import Decision, Nothing, Rearm, Turn, decide_turn, is_late
 from jetcron.dead_letters import bury
 from jetcron.many import each
 from jetcron.process import Process
 from jetcron.settings import Settings
 from jetcron_protocol.codec import DecodeError, decode
-from jetcron_protocol.messages import Gap, Past, Schedule, Tick
-from jetcron_protocol.subjects import InvalidName, split_function
+from jetcron_protocol.messages import Gap, Tick
+from jetcron_protocol.subjects import InvalidName
 
 log = structlog.get_logger("jetcron.cron-tick")
 
@@ -42,40 +43,6 @@ class Released:
 
     tick: Tick
     deliveries: list[Delivery]
-
-
-@dataclass(frozen=True, slots=True)
-class Definitions:
-    """What the registry says of a batch's schedules."""
-
-    current: dict[str, Entry] = field(default_factory=dict)
-    past: dict[tuple[str, int], Past] = field(default_factory=dict)
-    unreadable: dict[str | tuple[str, int], DecodeError] = field(default_factory=dict)
-
-    def add(self, schedule: str, stored: StoredMessage | None) -> None:
-        """Take in a schedule's entry; one that cannot be read is noted."""
-        if stored is None or schedule in self.current:
-            return
-        try:
-            self.current[schedule] = Entry(decode(Schedule, stored.payload), stored.sequence)
-        except DecodeError as error:
-            self.unreadable[schedule] = error
-
-    def add_past(self, tick: Tick, stored: StoredMessage) -> None:
-        """Take in the revision this tick is of, which was replaced."""
-        try:
-            self.past[tick.schedule, tick.revision] = decode(Past, stored.payload)
-        except DecodeError as error:
-            self.unreadable[tick.schedule, tick.revision] = error
-
-    def function(self, tick: Tick) -> str:
-        """The function a tick's own revision runs."""
-        past = self.past.get((tick.schedule, tick.revision))
-        return (self.current[tick.schedule] if past is None else past).schedule.function
-
-    def app(self, tick: Tick) -> str:
-        """The app of that function."""
-        return split_function(self.function(tick))[0]
 
 
 class CronTick:
@@ -116,29 +83,24 @@ class CronTick:
     async def _turn(self, released: Sequence[Released]) -> None:
         # The time comes first: what is read after it was in force then, should we be frozen in between.
         now = self._clock.now()
-        known = await self._definitions([item.tick for item in released])
+        known = await read(self._bus, [item.tick for item in released])
         gone_on = await self._gone_on([item.tick for item in released], now)
-        turned: list[tuple[Released, Decision]] = []
-        groups: list[list[Outgoing]] = []
-        ended: dict[str, list[int]] = {}
-        gaps: list[tuple[Gap, str]] = []
+        decided: list[tuple[Released, Decision]] = []
         unready: list[Delivery] = []
         for item in released:
             try:
                 decision = self._decide(item.tick, known, now, later_stands=item.tick in gone_on)
             except (DecodeError, CronError) as error:
-                # A newer program wrote it, or this host lacks its zone: another copy may know better, and
-                # nothing is lost meanwhile.
-                log.error("a schedule cannot be read here", schedule=item.tick.schedule, reason=str(error))
-                unready += item.deliveries
+                unready += self._unready(item, error)
                 continue
-            if isinstance(decision, Turn) and decision.gap is not None:
-                gaps.append((decision.gap, known.function(item.tick)))
+            decided.append((item, decision))
+        turned, untold = await self._told(decided, known)
+        unready += untold
+        groups = [self._messages(item.tick, decision, known, now) for item, decision in turned]
+        ended: dict[str, list[int]] = {}
+        for index, (item, decision) in enumerate(turned):
             if isinstance(decision, Turn) and decision.ended:
-                ended.setdefault(known.app(item.tick), []).append(len(turned))
-            turned.append((item, decision))
-            groups.append(self._messages(item.tick, decision, known, now))
-        await each(self._record, gaps)
+                ended.setdefault(known.app(item.tick), []).append(index)
         standing = await self._store(turned, groups, ended)
         for index, (item, decision) in enumerate(turned):
             if index in standing:
@@ -151,9 +113,34 @@ class CronTick:
         await self._process.hand_back(left)
         await self._process.hand_back(unready, seconds=UNREADY_SECONDS)
 
-    async def _record(self, told: tuple[Gap, str]) -> None:
-        gap, function = told
-        await ledger.record(self._bus, gap, function)
+    def _unready(self, item: Released, error: Exception) -> list[Delivery]:
+        """A newer program wrote it, or this host lacks its zone: another copy may know better, and nothing is lost."""
+        log.error("a schedule cannot be read here", schedule=item.tick.schedule, reason=str(error))
+        return item.deliveries
+
+    async def _told(
+        self, decided: Sequence[tuple[Released, Decision]], known: Definitions
+    ) -> tuple[list[tuple[Released, Decision]], list[Delivery]]:
+        """Write what does not run into the ledger; those of which it tells all, and what brought the others."""
+        unready: dict[Tick, list[Delivery]] = {}
+
+        async def tell(told: tuple[Released, Gap]) -> None:
+            item, gap = told
+            try:
+                await ledger.record(self._bus, gap, known.function(item.tick))
+            except DecodeError as error:
+                unready[item.tick] = self._unready(item, error)
+
+        gaps = [
+            (item, decision.gap)
+            for item, decision in decided
+            if isinstance(decision, Turn) and decision.gap is not None
+        ]
+        await each(tell, gaps)
+        return (
+            [(item, decision) for item, decision in decided if item.tick not in unready],
+            [one for deliveries in unready.values() for one in deliveries],
+        )
 
     async def _store(
         self,
@@ -181,7 +168,7 @@ class CronTick:
         standing = await self._bus.publish_groups(merged)
         return {index for number in standing for index in together[number]}
 
-    def _decide(self, tick: Tick, known: "Definitions", now: int, *, later_stands: bool) -> Decision:
+    def _decide(self, tick: Tick, known: Definitions, now: int, *, later_stands: bool) -> Decision:
         problem = known.unreadable.get(tick.schedule) or known.unreadable.get((tick.schedule, tick.revision))
         if problem is not None:
             raise problem
@@ -192,6 +179,7 @@ class CronTick:
             now=now,
             late_after=self._settings.late_after_ms,
             later_stands=later_stands,
+            archived=(tick.schedule, tick.revision) in known.archived,
         )
 
     async def _decode(self, deliveries: Sequence[Delivery]) -> list[Released]:
@@ -209,26 +197,6 @@ class CronTick:
                 released.setdefault(tick, Released(tick, [])).deliveries.append(delivery)
         return list(released.values())
 
-    async def _definitions(self, ticks: Sequence[Tick]) -> "Definitions":
-        """The registry's entries of these ticks, and the replaced revisions among them, as the leader has them."""
-        known = Definitions()
-        keys = {self._names.schedule_key(tick.schedule): tick.schedule for tick in ticks}
-        found = await self._bus.entries(list(keys))
-        for tick in ticks:
-            key = self._names.schedule_key(tick.schedule)
-            stored = found.get(key)
-            if stored is not None and stored.sequence < tick.revision:
-                stored = await self._bus.entry(key)  # older than the tick: the leader has the last word
-            known.add(tick.schedule, stored)
-        replaced = {
-            self._names.past_key(tick.schedule, tick.revision): tick
-            for tick in ticks
-            if tick.schedule in known.current and known.current[tick.schedule].revision > tick.revision
-        }
-        for key, stored in (await self._bus.entries(list(replaced))).items():
-            known.add_past(replaced[key], stored)
-        return known
-
     async def _gone_on(self, ticks: Sequence[Tick], now: int) -> set[Tick]:
         """The late ones among them whose chain has a later tick of the same revision, held or due."""
         gone_on = set()
@@ -242,7 +210,7 @@ class CronTick:
         await each(look, [tick for tick in ticks if is_late(tick, now, self._settings.late_after_ms)])
         return gone_on
 
-    def _messages(self, tick: Tick, decision: Decision, known: "Definitions", now: int) -> list[Outgoing]:
+    def _messages(self, tick: Tick, decision: Decision, known: Definitions, now: int) -> list[Outgoing]:
         lead = self._settings.lead_ms
         match decision:
             case Nothing():

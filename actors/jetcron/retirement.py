@@ -1,8 +1,8 @@
 """The end of an archived function: what it has ready and held is cancelled, then its consumer goes.
 
 Owns nothing but the order: journal first, then the message. A run that somebody is executing finishes; its
-message, and the consumer it is acknowledged through, stay until then. If the process dies here, the command comes
-again and finds the rest.
+message, and the consumer it is acknowledged through, stay until then. If the process dies here, the command, or the
+next sweep, comes again and finds the rest.
 """
 
 import structlog
@@ -18,7 +18,7 @@ from jetcron_protocol.codec import DecodeError, decode
 from jetcron_protocol.messages import Failure, Function, Run
 from jetcron_protocol.subjects import split_function
 
-log = structlog.get_logger("jetcron.cron-sync")
+log = structlog.get_logger("jetcron.retirement")
 
 
 class Retirement:
@@ -37,24 +37,31 @@ class Retirement:
 
     async def retire(self, function: Function) -> None:
         """Cancel what it has, then delete its consumer, unless one of its runs is still being executed."""
+        _, left = await self.cancel(function)
+        subjects = (self._names.runs_later_of(function.id), self._names.run_ready(function.id))
+        standing = [await self._bus.next_on(self._names.work, subject, 1) for subject in subjects]
+        if left or any(standing):
+            log.warning("an archived function still has runs executing", function=function.id, runs=left)
+        else:
+            await self._bus.delete_consumer(self._names.work, self._names.run_consumer(function.id))
+            await self._bus.purge(self._names.journal, self._names.lanes_of(function.id))
+
+    async def cancel(self, function: Function, *, until: int | None = None) -> tuple[int, int]:
+        """Cancel its runs, stored under the sequence `until` at the latest; how many were, and how many go on."""
+        gone: list[int] = []
         left: list[int] = []
 
         async def cancel(message: StoredMessage) -> None:
             if await self._cancelled(message, function):
                 await self._bus.delete(self._names.work, message.sequence)
+                gone.append(message.sequence)
             else:
                 left.append(message.sequence)
 
         for subject in (self._names.runs_later_of(function.id), self._names.run_ready(function.id)):
             async for page in self._bus.pages(self._names.work, subject):
-                await each(cancel, page)
-        subjects = (self._names.runs_later_of(function.id), self._names.run_ready(function.id))
-        standing = [await self._bus.next_on(self._names.work, subject, 1) for subject in subjects]
-        if left or any(standing):
-            log.warning("an archived function still has runs executing", function=function.id, runs=len(left))
-        else:
-            await self._bus.delete_consumer(self._names.work, self._names.run_consumer(function.id))
-            await self._bus.purge(self._names.journal, self._names.lanes_of(function.id))
+                await each(cancel, [one for one in page if until is None or one.sequence <= until])
+        return len(gone), len(left)
 
     async def _cancelled(self, message: StoredMessage, function: Function) -> bool:
         """Whether the run behind this message has ended, journaled as cancelled if it had not; False: it runs."""
