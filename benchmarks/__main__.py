@@ -6,7 +6,7 @@ from pathlib import Path
 
 import uvloop
 
-from benchmarks import lateness, memory, orders, schedules, steps, throughput
+from benchmarks import lanes, lateness, memory, orders, schedules, steps, throughput
 
 
 def main() -> None:
@@ -14,13 +14,13 @@ def main() -> None:
     parser.add_argument(
         "what",
         nargs="*",
-        choices=["throughput", "lateness", "memory", "orders", "schedules", "steps", "waits", []],
+        choices=["throughput", "lateness", "memory", "orders", "lanes", "schedules", "steps", "waits", []],
         default=[],
     )
     parser.add_argument("--seconds", type=int, default=300, help="how long ten functions fire each second")
     parser.add_argument("--schedules", type=int, default=None, help="how many schedules are created")
     arguments = parser.parse_args()
-    wanted = arguments.what or ["throughput", "lateness", "memory", "orders", "steps", "waits"]
+    wanted = arguments.what or ["throughput", "lateness", "memory", "orders", "lanes", "steps", "waits"]
     with tempfile.TemporaryDirectory() as folder:
         if "throughput" in wanted:
             throughput.run(str(Path(folder) / "throughput"))
@@ -34,6 +34,8 @@ def main() -> None:
             uvloop.run(steps.measure_waits(str(Path(folder) / "waits")))
         if "orders" in wanted:
             orders.run(arguments.schedules or orders.COUNT)
+        if "lanes" in wanted:
+            lanes.run(str(Path(folder) / "lanes"))
         # Only when asked for: with a million schedules it takes minutes.
         if "schedules" in arguments.what:
             schedules.run(arguments.schedules or schedules.MANY, str(Path(folder) / "schedules"))

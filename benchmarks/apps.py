@@ -1,5 +1,6 @@
 """The functions the measurements run. What they note goes to the file named by BENCH_NOTES, a line each."""
 
+import asyncio
 import os
 import time
 from typing import Any
@@ -36,6 +37,13 @@ async def due(ctx: Context) -> None:
     now = time.time()
     if ctx.scheduled_at is not None:
         note("due", ctx.run_id, (now - ctx.scheduled_at.timestamp()) * 1000)
+
+
+@app.function()
+async def hold(ctx: Context) -> None:
+    """As `due`, and then goes on for 4 s."""
+    await due(ctx)
+    await asyncio.sleep(4)
 
 
 async def nothing() -> None: ...

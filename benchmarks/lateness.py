@@ -12,14 +12,29 @@ from benchmarks.stack import Stack, percentile, stack
 from jetcron import dispatch
 from jetcron.bus import Outgoing, fenced
 from jetcron_protocol.codec import encode
-from jetcron_protocol.messages import Schedule, Tick
+from jetcron_protocol.messages import Overlap, Schedule, Tick
 
 
-async def arm_herd(running: Stack, count: int, at: int, prefix: str) -> None:
+async def arm_herd(
+    running: Stack,
+    count: int,
+    at: int,
+    prefix: str,
+    *,
+    function: str = "bench.due",
+    overlap: Overlap = "allow",
+) -> None:
     """Schedules as cron-sync writes them, all due once, at the same instant."""
     bus = running.bus
     entries = [
-        Schedule(id=f"{prefix}-{n}", function="bench.due", origin="data", at=at, armed_from=at - 60_000)
+        Schedule(
+            id=f"{prefix}-{n}",
+            function=function,
+            origin="data",
+            at=at,
+            overlap=overlap,
+            armed_from=at - 60_000,
+        )
         for n in range(count)
     ]
     for start in range(0, count, 1000):

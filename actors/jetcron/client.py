@@ -40,10 +40,18 @@ _STORE_SECONDS = 30.0
 class Client:
     """A connection to Jetcron. Use as an async context manager: ``async with Client() as client``.
 
-    Raises `ServerUnreachable`, `AuthorizationFailed`, `JetStreamDisabled` or `ServerTooOld` when it cannot connect.
+    Its `settings` are those of the environment, `NATS_URL` above all; others are ``Settings.load(nats_url=...)`` of
+    `jetcron.settings`. Raises `ServerUnreachable`, `AuthorizationFailed`, `JetStreamDisabled` or `ServerTooOld` when it
+    cannot connect.
     """
 
     def __init__(self, settings: Settings | None = None, *, clock: Clock | None = None) -> None:
+        if settings is not None and not isinstance(settings, Settings):
+            # Its type alone: an address may hold a password.
+            raise ConfigurationError(
+                f"Client: settings is no Settings but {type(settings).__name__}; allowed is "
+                "Settings.load(nats_url='nats://...') of jetcron.settings, or nothing: then NATS_URL says where"
+            )
         self._bus = Bus(settings or Settings.load(), clock=clock, name="jetcron client")
         self.functions = Functions(self._bus)
         self.schedules = Schedules(self._bus)

@@ -66,7 +66,7 @@ class Endings:
             await self._waits.child_ended(run, about.parent_function, about.parent, about.parent_step, met)
         lane = lane_for(function, run, about)
         if lane is not None:
-            await self._lanes.pass_on(function, lane)
+            await self._lanes.pass_on(function, lane, ended=run)
         await self._forget_waits(run, last, about, loose)
         await self._forget_objects(run, last, keep)
         if is_told(function, about):

@@ -9,9 +9,9 @@ lane nor keep one. Nor are occurrences that somebody orders again: a backfill, a
 though others go on, and though they were left out before.
 """
 
-from bisect import insort
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from jetcron_protocol.messages import Lane, Overlap
 
@@ -19,18 +19,25 @@ MAX_QUEUE = 1000
 """Most runs that wait for one lane; what comes then is left out. One catch-up fits."""
 
 
+class Place(NamedTuple):
+    """A run that waits, or could, and when it was due (epoch ms), by which it sorts: with jitter that is later."""
+
+    due: int
+    run: str
+
+
 @dataclass(frozen=True, slots=True)
 class Enter:
     """The lane is free, or its own: it goes in, and `queue` stays waiting."""
 
-    queue: tuple[str, ...]
+    queue: tuple[Place, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
     """It waits in `queue` until its turn comes. `known`: it stands there already."""
 
-    queue: tuple[str, ...]
+    queue: tuple[Place, ...]
     known: bool = False
 
 
@@ -57,29 +64,32 @@ def decide(
     begun: bool,
     lane: Lane | None,
     ended_at: int | None,
-    queue: Sequence[str],
+    queue: Sequence[Place],
+    blocked: bool = False,
 ) -> Decision:
     """What becomes of `run`, due at `due` (epoch ms), whose time has come.
 
     `lane` as it stands; `ended_at` is when the run that has it ended, None while that goes on, 0 if it is forgotten;
     `queue` are those that wait, without the first ones that have ended. Ids of runs sort by the times of their
-    occurrences. `begun`: it has a journal, for it waits already, or was executed and a user began it again after it
-    failed. It is no occurrence any more that could be left out, so it waits whatever the policy.
+    occurrences, which say what is newer; those that wait go by when they were due. `begun`: it has a journal, for
+    it waits already, or was executed and a user began it again after it failed. It is no occurrence any more that
+    could be left out, so it waits whatever the policy. `blocked`: one that was due before it has neither begun nor
+    come to wait, so it waits though the lane is free.
     """
-    others = tuple(one for one in queue if one != run)
+    others = tuple(place for place in queue if place.run != run)
     if lane is None or lane.run == run:
         return Enter(others)
     if begun or policy == "queue":
-        first = not others or run < others[0]
+        # Where it stands already, that counts: who is woken is the first as they stand.
+        own = next((place for place in queue if place.run == run), Place(due, run))
+        first = not blocked and (not others or own < others[0])
         if ended_at is not None and first:
             return Enter(others)
-        if run in queue:
+        if own in queue:
             return Wait(tuple(queue), known=True)
         if len(queue) >= MAX_QUEUE and not begun:
             return LeaveOut(f"{MAX_QUEUE} occurrences wait already")
-        waiting = list(queue)
-        insort(waiting, run)
-        return Wait(tuple(waiting))
+        return Wait(tuple(sorted([*queue, own])))
     newer = run > lane.run
     if policy == "cancel_running":
         if not newer:

@@ -199,9 +199,13 @@ class Waits:
             pass  # left before: the same
         await self.wake(wait)
 
-    async def wake(self, wait: Wait) -> None:
-        """Release the held turn of a run that waits for this; nothing happens when it does not, or not yet."""
-        last = await self._last_entry(wait.function, wait.run)
+    async def wake(self, wait: Wait, *, last: JournalEntry | None = None) -> None:
+        """Release the held turn of a run that waits for this; nothing happens when it does not, or not yet.
+
+        `last`: its last entry, by who has just read that.
+        """
+        if last is None:
+            last = await self._last_entry(wait.function, wait.run)
         if last is None or last.entry != "waiting" or wait.step not in (last.on or ()):
             return
         turn = last.turn + 1

@@ -4,6 +4,7 @@ Owns the rule that makes repetition harmless: whoever publishes an occurrence, i
 however often, gives it the same id. Never reads a clock or a random source; callers bring both.
 """
 
+from functools import lru_cache
 from hashlib import blake2b
 
 from msgpack import packb
@@ -28,6 +29,7 @@ def ulid(time_ms: int, entropy: bytes) -> str:
     return "".join([_CROCKFORD[number >> shift & 31] for shift in range(125, -1, -5)])
 
 
+@lru_cache(maxsize=4096)
 def ulid_time(text: str) -> int | None:
     """The epoch milliseconds in a ULID, or None if `text` is not one."""
     if len(text) != RUN_ID_LENGTH or text[0] > "7":

@@ -120,7 +120,8 @@ class Schedule:
     (its runs are then named by function and time alone) or it was created as data. `command` is the
     sequence of the sync command that wrote it, `by` who gave it. Of what was missed, `catch_up` runs nothing older
     than `catch_up_within`, and ``all`` no more than the `catch_up_most` newest. `with_function`: its state is its
-    function's, with which it becomes active again.
+    function's, with which it becomes active again. `from_other`: a revision before had `executes` ``other``, so that
+    scheduler knows it, and a hand-over may give it back.
 
     With `max_runs`, `end` is the time of the last occurrence it leaves, or `end_given`, its author's own, if that
     is earlier; `counted` are the occurrences before this revision.
@@ -149,6 +150,7 @@ class Schedule:
     counted: Count = 0
     end_given: Time | None = None
     executes: Executes = "jetcron"
+    from_other: bool = False
     tags: list[str] = field(default_factory=list)
     by: str | None = None
     armed_from: Time = 0
@@ -499,7 +501,8 @@ class Lane:
     """Where the runs of one schedule go one at a time: `run`, the last one that went in, has it until it has ended.
 
     `message` is the sequence of the message through which that run was claimed last; `queue` are the runs
-    that wait for their turn, by the times of their occurrences, which their ids begin with.
+    that wait for their turn, by when they were due: at the times of their occurrences, which their ids begin
+    with, or, with jitter, at those in `due`.
     """
 
     kind: ClassVar[str] = "lane"
@@ -508,6 +511,7 @@ class Lane:
     run: Token
     message: Count
     queue: list[Token] = field(default_factory=list)
+    due: dict[Token, Time] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

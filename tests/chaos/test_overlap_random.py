@@ -1,11 +1,12 @@
 """A schedule every second under each overlap policy, its runs of random length, its executors killed at random.
 
-Each occurrence is accounted for: it ran or is in the ledger, never two of one schedule went on at once, and
-those of a queue began in their order.
+And tens of schedules created as data, all of one function, each with a queue of its own. Each occurrence is accounted
+for: it ran or is in the ledger, never two of one schedule went on at once, and those of a queue began in their order.
 """
 
 import asyncio
 import random
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -13,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from jetcron import App, Context, Retry
+from jetcron import App, Client, Context, Retry
 from jetcron.control import RunControl
 from jetcron.cycle import make_run
 from jetcron.dispatch import new_run
-from jetcron.journal import read_history
+from jetcron.history import FINISHED
 from jetcron_protocol.codec import decode
 from jetcron_protocol.ids import ulid_time
 from jetcron_protocol.messages import Gap, JournalEntry, Overlap, Schedule
@@ -29,44 +30,50 @@ POLICIES: tuple[Overlap, ...] = ("skip", "queue", "cancel_running")
 SECOND = 1_000
 ROUNDS = 12
 EVERY_SECOND = "* * * * * *"
+TEAMS = [f"team-{number}" for number in range(30)]
+OF_A_TEAM = "lane.team"
 
 
 @dataclass
 class Watched:
     """What the users' code does: two of one schedule that execute at one moment are noted."""
 
-    now: dict[str, set[str]] = field(default_factory=dict)
+    now: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     met: list[tuple[str, str, str]] = field(default_factory=list)
 
 
 def declare(chance: random.Random, watched: Watched) -> App:
     app = App("lane")
 
-    def one(policy: Overlap) -> None:
-        now = watched.now[policy] = set()
+    async def work(ctx: Context, schedule: str, longest: float) -> None:
+        # Its own code may still be unwinding where a lease was lost: that is no other occurrence.
+        now = watched.now[schedule]
+        watched.met += [(schedule, other, ctx.run_id) for other in now if other != ctx.run_id]
+        now.add(ctx.run_id)
+        try:
+            kind = chance.random()
+            if kind < 0.2:
+                await ctx.step.sleep("nap", 0.3)  # it leaves its executor
+            await asyncio.sleep(chance.random() * longest)
+            if kind > 0.9 and ctx.attempt == 0:
+                raise ValueError("try again")
+        finally:
+            now.discard(ctx.run_id)
 
-        @app.function(
-            id=policy,
-            cron=EVERY_SECOND,
-            overlap=policy,
-            retry=Retry(attempts=3, waits=[0.2], jitter=0),
-        )
+    retry = Retry(attempts=3, waits=[0.2], jitter=0)
+
+    def one(policy: Overlap) -> None:
+        @app.function(id=policy, cron=EVERY_SECOND, overlap=policy, retry=retry)
         async def f(ctx: Context) -> None:
-            # Its own code may still be unwinding where a lease was lost: that is no other occurrence.
-            watched.met += [(policy, other, ctx.run_id) for other in now if other != ctx.run_id]
-            now.add(ctx.run_id)
-            try:
-                kind = chance.random()
-                if kind < 0.2:
-                    await ctx.step.sleep("nap", 0.3)  # it leaves its executor
-                await asyncio.sleep(chance.random() * (0.8 if policy == "queue" else 1.8))
-                if kind > 0.9 and ctx.attempt == 0:
-                    raise ValueError("try again")
-            finally:
-                now.discard(ctx.run_id)
+            await work(ctx, policy, 0.8 if policy == "queue" else 1.8)
 
     for policy in POLICIES:
         one(policy)
+
+    @app.function(id="team", retry=retry)
+    async def team(ctx: Context, data: dict[str, str]) -> None:
+        await work(ctx, data["team"], 0.8)
+
     return app
 
 
@@ -111,14 +118,19 @@ class Storm:
         for policy in POLICIES:
             id = f"lane.{policy}"
             schedule = Schedule(id=id, function=id, cron=EVERY_SECOND, overlap=policy)
-            subjects = await self.stack.bus.subjects(
-                self.stack.names.journal, self.stack.names.journal_of(id)
-            )
-            began = [subject.rsplit(".", 1)[1] for subject in subjects]
-            times = [at for run in began if (at := ulid_time(run)) is not None]
-            for at in self.chance.sample(times, min(3, len(times))):
-                again = new_run(self.stack.names, make_run(schedule, at), now=now, lead=500)
-                await self.stack.bus.store(again.without_id())
+            await self._repeat(schedule, 3, until=now)
+        for id in self.chance.sample(TEAMS, 3):
+            # Of all of them there were occurrences at these times.
+            await self._repeat(data_schedule(id), 1, until=now - 2 * SECOND)
+
+    async def _repeat(self, schedule: Schedule, most: int, *, until: int) -> None:
+        names = self.stack.names
+        subjects = await self.stack.bus.subjects(names.journal, names.journal_of(schedule.function))
+        began = [ulid_time(subject.rsplit(".", 1)[1]) for subject in subjects]
+        times = sorted({at for at in began if at is not None and at <= until})
+        for at in self.chance.sample(times, min(most, len(times))):
+            again = new_run(names, make_run(schedule, at), now=self.stack.clock.now(), lead=500)
+            await self.stack.bus.store(again.without_id())
 
     async def cancel(self) -> None:
         """A user ends a run: one that goes on, or one that waits for its turn."""
@@ -143,7 +155,8 @@ class Storm:
     async def unfinished(self) -> list[str]:
         subjects = await self.stack.bus.subjects(self.stack.names.journal, self.stack.names.journal_all)
         runs = [subject for subject in subjects if ".gap-" not in subject]
-        return [subject for subject in runs if not (await read_history(self.stack.bus, subject)).finished]
+        last = await self.stack.bus.multi_last_all(self.stack.names.journal, runs)
+        return [run for run in runs if decode(JournalEntry, last[run].payload).entry not in FINISHED]
 
 
 @dataclass(frozen=True)
@@ -157,28 +170,39 @@ class Account:
     ledger: list[int]
 
 
-async def account(stack: Stack, policy: Overlap) -> Account:
-    runs: dict[int, tuple[int, int] | None] = {}
-    ledger = []
-    for message in await stack.stored(stack.names.journal, stack.names.journal_of(f"lane.{policy}")):
+async def account(stack: Stack, function: str) -> dict[str, Account]:
+    """What became of a function's occurrences, by schedule."""
+    runs: defaultdict[str, dict[int, tuple[int, int] | None]] = defaultdict(dict)
+    ledger: defaultdict[str, list[int]] = defaultdict(list)
+    for message in await stack.stored(stack.names.journal, stack.names.journal_of(function)):
         token = message.subject.rsplit(".", 1)[1]
         if token.startswith("gap-"):
             gap = decode(Gap, message.payload)
             assert (gap.reason, gap.count, gap.to) == ("overlap", 1, gap.start)
-            ledger.append(gap.start)
+            ledger[gap.schedule].append(gap.start)
             continue
         entry = decode(JournalEntry, message.payload)
         at = ulid_time(token)
         assert at is not None
-        assert at not in runs
-        assert entry.attempts or (policy, entry.entry) == ("queue", "cancelled"), f"{token} never began"
-        runs[at] = (entry.attempts[0].claimed, entry.at) if entry.attempts else None
-    return Account(runs, ledger)
+        assert entry.about is not None
+        assert entry.about.schedule is not None
+        of = runs[entry.about.schedule]
+        assert at not in of
+        queued = entry.about.overlap == "queue"
+        assert entry.attempts or (queued and entry.entry == "cancelled"), f"{token} never began"
+        of[at] = (entry.attempts[0].claimed, entry.at) if entry.attempts else None
+    return {schedule: Account(runs[schedule], ledger[schedule]) for schedule in {*runs, *ledger}}
 
 
-def check(policy: Overlap, found: Account) -> None:
+def data_schedule(id: str) -> Schedule:
+    return Schedule(
+        id=id, function=OF_A_TEAM, origin="data", every=SECOND, overlap="queue", payload={"team": id}
+    )
+
+
+def check(policy: Overlap, found: Account, *, least: int = ROUNDS) -> None:
     occurrences = sorted([*found.runs, *found.ledger])
-    assert len(occurrences) >= ROUNDS, "too few to tell anything"
+    assert len(occurrences) >= least, "too few to tell anything"
     assert occurrences == list(range(occurrences[0], occurrences[-1] + SECOND, SECOND)), "each once"
     in_order = [span for _, span in sorted(found.runs.items()) if span is not None]
     spans = sorted(in_order)
@@ -211,6 +235,13 @@ async def weather(server: NatsServer, seed: int, *, kills: tuple[int, ...] = (),
         await stack.register(app)
         storm = Storm(stack, app, chance)
         await storm.more()
+        async with Client(stack.settings) as client:
+            await client.schedules.create_many(
+                [
+                    {"id": id, "function": OF_A_TEAM, "every": 1, "overlap": "queue", "payload": {"team": id}}
+                    for id in TEAMS
+                ]
+            )
         for number in range(ROUNDS):
             await asyncio.sleep(1)  # the schedules' own pace
             if number in kills:
@@ -225,4 +256,9 @@ async def weather(server: NatsServer, seed: int, *, kills: tuple[int, ...] = (),
         await storm.calm()
         assert watched.met == []
         for policy in POLICIES:
-            check(policy, await account(stack, policy))
+            (found,) = (await account(stack, f"lane.{policy}")).values()
+            check(policy, found)
+        teams = await account(stack, OF_A_TEAM)
+        assert sorted(teams) == sorted(TEAMS)
+        for found in teams.values():
+            check("queue", found, least=ROUNDS // 2)  # they were created while it stormed already

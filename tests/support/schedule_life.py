@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 
 from jetcron import cycle, revisions
 from jetcron.clock import from_ms, to_ms
-from jetcron.definitions import check
+from jetcron.fields import check
 from jetcron.registry import FAR_OFF_MS
 from jetcron_protocol.messages import FunctionState, Gap, Past, Run, Schedule, Tick
 from tests.support.cron_oracle import Minutes, fires

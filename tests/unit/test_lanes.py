@@ -2,18 +2,23 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jetcron.bus import Bus
 from jetcron.cycle import make_run
 from jetcron.history import about
-from jetcron.lanes import lane_for
-from jetcron.overlap import MAX_QUEUE, CancelHolder, Enter, LeaveOut, Wait, decide
-from jetcron_protocol.ids import code_run_id, lane_of, manual_run_id, overlap_token
+from jetcron.lanes import Lanes, Standing, lane_for, places
+from jetcron.overlap import MAX_QUEUE, CancelHolder, Enter, LeaveOut, Place, Wait, decide
+from jetcron.waits import Waits
+from jetcron_protocol.codec import decode
+from jetcron_protocol.ids import code_run_id, lane_of, manual_run_id, overlap_token, ulid_time
 from jetcron_protocol.messages import MAX_CATCH_UP, Lane, Overlap, Run, Schedule
+from jetcron_protocol.subjects import Names
 
 SECOND = 1_000
 
@@ -30,6 +35,7 @@ def decided(
     ended_at: float | None = None,
     queue: Sequence[int] = (),
     begun: bool = False,
+    blocked: bool = False,
 ) -> Any:
     lane = None
     if holder is not None:
@@ -47,24 +53,25 @@ def decided(
         begun=begun,
         lane=lane,
         ended_at=None if ended_at is None else int(ended_at * SECOND),
-        queue=[id_of(one) for one in queue],
+        queue=waiting(*queue),
+        blocked=blocked,
     )
 
 
-def ids(*numbers: int) -> tuple[str, ...]:
-    return tuple(id_of(number) for number in numbers)
+def waiting(*numbers: int) -> tuple[Place, ...]:
+    return tuple(Place(number * SECOND, id_of(number)) for number in numbers)
 
 
 def test_run_ids_sort_by_the_time_of_their_occurrence() -> None:
-    assert sorted(ids(12, 3, 100, 4)) == list(ids(3, 4, 12, 100))
+    assert sorted(map(id_of, (12, 3, 100, 4))) == list(map(id_of, (3, 4, 12, 100)))
 
 
 @pytest.mark.parametrize("policy", ["skip", "queue", "cancel_running"])
 def test_nobody_is_in_the_way_of_the_first_nor_of_oneself(policy: Overlap) -> None:
     assert decided(policy, 7, holder=None) == Enter(())
     # Delivered again, taken over, retried, or come back from a wait.
-    assert decided(policy, 5, queue=[6, 7]) == Enter(ids(6, 7))
-    assert decided(policy, 5, queue=[6, 7], begun=True) == Enter(ids(6, 7))
+    assert decided(policy, 5, queue=[6, 7]) == Enter(waiting(6, 7))
+    assert decided(policy, 5, queue=[6, 7], begun=True) == Enter(waiting(6, 7))
 
 
 @pytest.mark.parametrize(
@@ -87,27 +94,73 @@ def test_skip(number: int, ended_at: float | None, out: bool) -> None:
 @pytest.mark.parametrize(
     ("number", "ended_at", "queue", "expected"),
     [
-        (7, None, (), Wait(ids(7))),
-        (7, None, (6, 8), Wait(ids(6, 7, 8))),
-        (7, None, (7, 8), Wait(ids(7, 8), known=True)),
+        (7, None, (), Wait(waiting(7))),
+        (7, None, (6, 8), Wait(waiting(6, 7, 8))),
+        (7, None, (7, 8), Wait(waiting(7, 8), known=True)),
         (7, 6, (), Enter(())),
-        (7, 6, (7, 8), Enter(ids(8))),
-        (6, 6, (7, 8), Enter(ids(7, 8))),  # late, and older than all that wait
-        (8, 6, (7, 8), Wait(ids(7, 8), known=True)),
-        (9, 6, (7, 8), Wait(ids(7, 8, 9))),
-        (4, None, (6,), Wait(ids(4, 6))),
+        (7, 6, (7, 8), Enter(waiting(8))),
+        (6, 6, (7, 8), Enter(waiting(7, 8))),  # late, and older than all that wait
+        (8, 6, (7, 8), Wait(waiting(7, 8), known=True)),
+        (9, 6, (7, 8), Wait(waiting(7, 8, 9))),
+        (4, None, (6,), Wait(waiting(4, 6))),
     ],
 )
 def test_queue(number: int, ended_at: float | None, queue: Sequence[int], expected: Any) -> None:
     assert decided("queue", number, ended_at=ended_at, queue=queue) == expected
 
 
+def test_a_queue_is_in_the_order_in_which_its_runs_fall_due_and_jitter_delays_them() -> None:
+    late, soon, next_ = (Place(due * SECOND, id_of(number)) for due, number in ((30, 6), (8, 7), (31, 8)))
+
+    def decided_due(place: Place, *queue: Place, ended_at: int | None = None) -> Any:
+        lane = Lane(function="app.f", lane="app.f", run=id_of(5), message=1)
+        return decide(
+            "queue", place.run, due=place.due, begun=False, lane=lane, ended_at=ended_at, queue=queue
+        )
+
+    assert decided_due(late, soon) == Wait((soon, late))
+    assert decided_due(soon, late, next_) == Wait((soon, late, next_))
+    assert decided_due(late, soon, late, ended_at=6_000) == Wait((soon, late), known=True)
+    assert decided_due(soon, soon, late, ended_at=6_000) == Enter((late,))
+    assert decided_due(soon, late, next_, ended_at=6_000) == Enter((late, next_))
+    # An older program wrote the queue, and left out when they fall due: whoever is woken as the first goes in.
+    as_written = [Place(6_000, late.run), Place(7_000, soon.run)]
+    assert decided_due(late, *as_written, ended_at=6_000) == Enter((as_written[1],))
+
+
+@pytest.mark.parametrize(
+    ("number", "queue", "expected"),
+    [
+        (7, (), Wait(waiting(7))),
+        (7, (8, 9), Wait(waiting(7, 8, 9))),
+        (7, (7, 9), Wait(waiting(7, 9), known=True)),
+        (5, (7,), Enter(waiting(7))),  # the lane is its own
+    ],
+)
+def test_who_is_due_after_one_that_is_still_to_come_waits_though_the_lane_is_free(
+    number: int, queue: Sequence[int], expected: Any
+) -> None:
+    assert decided("queue", number, ended_at=5.5, queue=queue, blocked=True) == expected
+
+
+def test_when_runs_fall_due_is_stored_of_those_that_jitter_delays() -> None:
+    lanes = Lanes(cast(Bus, SimpleNamespace(names=Names("jetcron"))), cast(Waits, None))
+    standing = Standing("app.f", "app.f")
+    queue = (Place(8_000, id_of(7)), Place(30_000, id_of(6)))
+    stored = decode(Lane, lanes.change(standing, run=id_of(5), message=1, queue=queue).payload)
+    assert (stored.queue, stored.due) == ([id_of(7), id_of(6)], {id_of(7): 8_000, id_of(6): 30_000})
+    assert places(stored) == queue
+    stored = decode(Lane, lanes.change(standing, run=id_of(5), message=1, queue=waiting(6, 7)).payload)
+    assert (stored.queue, stored.due) == ([id_of(6), id_of(7)], None)
+    assert places(stored) == waiting(6, 7)
+
+
 def test_a_queue_is_bounded_and_one_catch_up_fits() -> None:
     assert MAX_QUEUE >= MAX_CATCH_UP - 1
     full = range(10, 10 + MAX_QUEUE)
     assert isinstance(decided("queue", 9_999, queue=full), LeaveOut)
-    assert decided("queue", 10, queue=full) == Wait(ids(*full), known=True)
-    assert decided("queue", 9_999, queue=full, begun=True) == Wait(ids(*full, 9_999))
+    assert decided("queue", 10, queue=full) == Wait(waiting(*full), known=True)
+    assert decided("queue", 9_999, queue=full, begun=True) == Wait(waiting(*full, 9_999))
 
 
 @pytest.mark.parametrize(
@@ -126,8 +179,8 @@ def test_cancel_running(number: int, ended_at: float | None, expected: Any) -> N
 
 @pytest.mark.parametrize("policy", ["skip", "cancel_running"])
 def test_what_was_begun_is_neither_left_out_nor_cancels(policy: Overlap) -> None:
-    assert decided(policy, 4, begun=True) == Wait(ids(4))
-    assert decided(policy, 7, begun=True) == Wait(ids(7))
+    assert decided(policy, 4, begun=True) == Wait(waiting(4))
+    assert decided(policy, 7, begun=True) == Wait(waiting(7))
     assert decided(policy, 4, begun=True, ended_at=6, queue=[4]) == Enter(())
 
 
@@ -151,7 +204,7 @@ class World:
             begun=id_of(number) in queue,
             lane=self.lane,
             ended_at=self.ended.get(self.lane.run) if self.lane is not None else 0,
-            queue=queue,
+            queue=[Place(ulid_time(run) or 0, run) for run in queue],
         )
         match decision:
             case Enter(queue=waiting):
@@ -174,8 +227,9 @@ class World:
             self.ended[id_of(self.executing)] = self.now
             self.executing = None
 
-    def _change(self, run: str, queue: Sequence[str]) -> None:
-        self.lane = Lane(function="app.f", lane="app.f", run=run, message=1, queue=list(queue))
+    def _change(self, run: str, queue: Sequence[Place]) -> None:
+        waiting = [place.run for place in queue]
+        self.lane = Lane(function="app.f", lane="app.f", run=run, message=1, queue=waiting)
 
 
 @given(

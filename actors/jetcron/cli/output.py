@@ -159,6 +159,11 @@ def compact(value: Any) -> str:
     return json.dumps(value, default=jsonable, ensure_ascii=False)
 
 
+def counted(number: int, noun: str) -> str:
+    """So many of something: ``1 schedule``, ``1,000 schedules``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def size(octets: float) -> str:
     """Bytes as people say them."""
     for unit in ("bytes", "KiB", "MiB", "GiB"):

@@ -25,6 +25,7 @@ from jetcron.errors import (
     WrongSequence,
 )
 from jetcron.executor import nesting
+from jetcron.executor.arrivals import Arrival
 from jetcron.executor.branches import OUTSIDE
 from jetcron.executor.lease import Identity, Lease
 from jetcron.history import about
@@ -66,6 +67,8 @@ class Claimed:
     """Where steps wait whose waits may be stored already, and are not journaled."""
     waits_on: list[OpenStep] = field(default_factory=list)
     """The steps all its branches wait on, once it is released."""
+    behind: Arrival | None = None
+    """Whom it waits for before it goes in, if that one has not come yet."""
 
     @property
     def attempt(self) -> int:

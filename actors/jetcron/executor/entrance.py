@@ -7,6 +7,7 @@ death here leaves the run as it was, or settled. Whoever changed the lane first 
 
 import asyncio
 from dataclasses import replace
+from functools import partial
 from weakref import WeakValueDictionary
 
 import structlog
@@ -16,6 +17,7 @@ from jetcron.bus import Bus
 from jetcron.clock import Clock, from_ms
 from jetcron.endings import Endings
 from jetcron.errors import TryAgain, Unconfirmed, WrongSequence
+from jetcron.executor.arrivals import Arrival, Arrivals
 from jetcron.executor.claimed import Claimed
 from jetcron.executor.decide import Acknowledge, FollowUp, HandBack
 from jetcron.lanes import LANE_STEP, Lanes, Standing, lane_for
@@ -24,8 +26,7 @@ from jetcron.options import MILLISECOND
 from jetcron.overlap import CancelHolder, Enter, LeaveOut, Wait, decide
 from jetcron.settings import Settings
 from jetcron.waits import Waits
-from jetcron_protocol.codec import DecodeError, decode
-from jetcron_protocol.ids import overlap_token
+from jetcron_protocol.codec import DecodeError
 from jetcron_protocol.messages import Failure, JournalEntry, Run
 
 log = structlog.get_logger("jetcron.executor")
@@ -33,7 +34,6 @@ log = structlog.get_logger("jetcron.executor")
 UNWIND_MS = 5_000
 """How long the code of a cancelled run is waited for before another one goes in."""
 _UNWIND_PAUSE = 0.02
-_EARLIER_PAGE = 100
 _FAILURE = "Overlap"
 SOONEST_LOOK_MS = 60_000
 LATEST_LOOK_MS = 6 * 3_600_000
@@ -53,6 +53,7 @@ class Entrance:
         self._patience = patience
         self._waits = waits
         self._lanes = Lanes(bus, waits)
+        self._arrivals = Arrivals(bus)
         self._endings = Endings(bus, clock, settings, waits, by="executor")
         # Only so that those of one lane here do not refuse each other: between processes the lane's sequence counts.
         self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
@@ -69,7 +70,10 @@ class Entrance:
             return None
         lock = self._locks.setdefault((run.function, lane), asyncio.Lock())
         async with lock:
-            return await self._enter(claimed, entry, lane)
+            instead = await self._enter(claimed, entry, lane)
+        if not isinstance(instead, HandBack):
+            self._arrivals.forget(run.function, lane, claimed.delivery.sequence)
+        return instead
 
     async def _enter(
         self, claimed: Claimed, entry: JournalEntry, lane: str
@@ -80,27 +84,35 @@ class Entrance:
             standing = await self._lanes.read(run.function, lane)
             if history.last is None:
                 # Read after the lane: what became of it since changes the lane, and then nothing of this is stored.
-                begun, left_out = await asyncio.gather(self._begun(run), self._left_out_before(run))
+                begun, left_out = await self._lanes.settled(run.function, run.run)
                 if begun:
                     raise WrongSequence(400, 10071, "somebody had it before, its journal says")
                 if left_out:
                     await self._forget_waits(claimed)
                     return Acknowledge("it was left out: the ledger says so")
-            free = standing.ended_at is not None
-            queue = standing.stored.queue if standing.stored is not None else []
-            decision = decide(
+            queue = standing.queue
+            if standing.ended_at is not None:
+                queue = await self._lanes.waiting(standing, going=run.run)
+            asked = partial(
+                decide,
                 run.overlap or "allow",
                 run.run,
                 due=due,
                 begun=history.last is not None,
                 lane=standing.stored,
                 ended_at=standing.ended_at,
-                queue=await self._lanes.waiting(standing) if free else queue,
+                queue=queue,
             )
+            decision = asked()
+            claimed.behind = None
+            if isinstance(decision, Enter):
+                claimed.behind = await self._earlier_to_come(claimed, standing, lane, due)
+                if claimed.behind is not None:
+                    if standing.stored is None:
+                        return HandBack("an earlier occurrence has not been dealt with", soon=True)
+                    decision = asked(blocked=True)
             match decision:
                 case Enter(queue=left):
-                    if await self._earlier_stands(claimed, standing, lane, due):
-                        return HandBack("an earlier occurrence has not been dealt with", soon=True)
                     await self._made_way(run, standing)
                     claimed.check()
                     change = self._lanes.change(
@@ -115,43 +127,30 @@ class Entrance:
                 case LeaveOut(reason=reason):
                     await self._leave_out(claimed, standing, reason)
                     await self._forget_waits(claimed)
+                    if standing.queue:
+                        # The first of them may have waited for this one to come, before the policy changed.
+                        await self._lanes.pass_on(run.function, lane)
                     return Acknowledge(reason)
                 case CancelHolder():
                     await self._cancel(run, standing)
 
-    async def _begun(self, run: Run) -> bool:
-        subject = self._names.journal_of(run.function, run.run)
-        return await self._bus.last(self._names.journal, subject) is not None
-
-    async def _left_out_before(self, run: Run) -> bool:
-        subject = self._names.journal_of(run.function, overlap_token(run.run))
-        return await self._bus.last(self._names.journal, subject) is not None
-
-    async def _earlier_stands(self, claimed: Claimed, standing: Standing, lane: str, due: int) -> bool:
-        """Whether an occurrence that was due earlier lies with somebody who has not entered it yet, dead perhaps.
-
-        What stands before our own message was delivered before it, so these are not many.
-        """
-        run = claimed.run
-        if run.overlap != "queue" or (standing.stored is not None and standing.stored.run == run.run):
-            return False
-        subject = self._names.run_ready(run.function)
-        async for page in self._bus.pages(self._names.work, subject, size=_EARLIER_PAGE):
-            for message in page:
-                if message.sequence >= claimed.delivery.sequence:
-                    return False
-                try:
-                    other = decode(Run, message.payload)
-                except DecodeError:
-                    continue  # it will never run
-                if other.turn > 0 or (other.fire_at, other.run) >= (due, run.run):
-                    continue
-                if lane_for(other.function, other.run, other) != lane:
-                    continue
-                if not await self._begun(other) and not await self._left_out_before(other):
-                    return True
-        # Not even our own is there.
-        raise TryAgain(0, 0, "a server that lags behind was asked for the runs that stand")
+    async def _earlier_to_come(
+        self, claimed: Claimed, standing: Standing, lane: str, due: int
+    ) -> Arrival | None:
+        """An occurrence that was due earlier and lies with somebody who has not entered it yet, dead perhaps."""
+        run, stored = claimed.run, standing.stored
+        if run.overlap != "queue" or (stored is not None and stored.run == run.run):
+            return None
+        # These have a journal: they went in, or began to wait.
+        known = {place.run for place in standing.queue} | ({stored.run} if stored is not None else set())
+        before = claimed.delivery.sequence
+        for other in await self._arrivals.earlier(run.function, lane, than=(due, run.run), before=before):
+            if other.run not in known and await self._lanes.is_to_come(
+                run.function, other.run, other.sequence
+            ):
+                return other
+            self._arrivals.forget(run.function, lane, other.sequence)
+        return None
 
     async def _made_way(self, run: Run, standing: Standing) -> None:
         """Wait until the code of a run that was cancelled a moment ago has ended: then its message is acknowledged."""
@@ -196,7 +195,7 @@ class Entrance:
         keep = await ledger.kept(self._bus, run.function)
         claimed.check()
         # The lane stays as it is, but nobody who read it before may let this run in.
-        same = self._lanes.change(standing, run=holder.run, message=holder.message, queue=holder.queue)
+        same = self._lanes.change(standing, run=holder.run, message=holder.message, queue=standing.queue)
         told = [same, dispatch.left_out(self._names, run, keep)]
         try:
             await self._bus.append_all(told, patience=self._patience)

@@ -185,7 +185,7 @@ class Recorder:
                     later = self._names.run_later(run.function, run.run, last.turn + 1)
                     await self._bus.purge(self._names.work, later)
                 lane = lane_for(run.function, run.run, run)
-                if lane is not None and waits_for_turn(last):
+                if lane is not None and waits_for_turn(last) and not await self._is_behind(claimed):
                     # Its turn may have come while it was leaving: who ended then saw it not held yet.
                     await self._lanes.pass_on(run.function, lane)
             case "completed" | "failed" | "cancelled":
@@ -202,6 +202,13 @@ class Recorder:
                 if last.entry == "failed":
                     # At last: with its dead letter it can be begun again, beside nothing of this end.
                     await self._bury(claimed, last)
+
+    async def _is_behind(self, claimed: Claimed) -> bool:
+        """Whether one that was due before it is still to come: that wakes it when it ends, and nobody else must."""
+        behind = claimed.behind
+        return behind is not None and await self._lanes.is_to_come(
+            claimed.run.function, behind.run, behind.sequence
+        )
 
     def _cancels(self, claimed: Claimed, about_: About) -> list[str]:
         """Where what cancels it is waited for, if its journal cannot tell: whoever made it stored that."""
