@@ -374,6 +374,15 @@ async def test_pages_bring_every_message_once(stack: Stack) -> None:
     assert [len(page) for page in pages] == [10, 10, 5]
     assert [message.payload for page in pages for message in page] == [b"%d" % n for n in range(25)]
     assert [page async for page in stack.bus.pages(stack.names.events, subject, start=26)] == []
+    last = pages[-1][-1].stored_at
+    await until(lambda: stack.clock.now() > last + 1)
+    await stack.bus.publish(subject, b"later")
+    (page,) = [page async for page in stack.bus.pages(stack.names.events, subject, since=last + 1)]
+    assert [message.payload for message in page] == [b"later"]
+    (*_, (_, first)) = [page async for page in stack.bus.pages(stack.names.events, subject, since=0, size=2)][
+        :1
+    ]
+    assert first.payload == b"1"
 
 
 async def test_a_deleted_entry_is_absent(stack: Stack) -> None:

@@ -3,16 +3,20 @@
 import json
 import os
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
+from unittest import mock
 
 import pytest
 import pytest_asyncio
 
 from jetcron import App, Client, ConfigurationError, Context
 from jetcron import ledger as ledger_
+from jetcron.bus import Bus
 from jetcron.clock import from_ms, to_ms
 from jetcron.cycle import make_run
+from jetcron.dispatch import new_run
 from jetcron.errors import NotFound
 from jetcron_protocol.codec import encode
 from jetcron_protocol.ids import code_run_id, overlap_token, schedule_run_id
@@ -221,12 +225,56 @@ async def test_a_run_counts_where_the_ledger_has_a_gap_too(stack: Stack, client:
 
 
 async def test_a_run_no_executor_has_begun_is_queued(stack: Stack, client: Client) -> None:
+    """As ready as it was stored, as the server released it, or held; no other, though there are runs that wait."""
     lived = Lived(stack)
-    await lived.write(lived.revision(2_000))
+    revision = lived.revision(2_000)
+    await lived.write(revision)
     await client.schedules.backfill(lived.id, from_ms(lived.at(1)), from_ms(lived.at(0)))
+    ready = stack.names.run_ready(FUNCTION)
+    await stack.bus.publish(ready, encode(make_run(revision, lived.at(3))))
+    await stack.bus.publish(ready, b"\xc1")
+    held = replace(make_run(revision, lived.at(5)), fire_at=7_258_118_400_000)
+    await stack.bus.store(new_run(stack.names, held, now=0, lead=500))
     found = await client.schedules.history(lived.id, limit=2_000)
-    assert [one.outcome for one in found[:2]] == ["queued"] * 2
-    assert {one.outcome for one in found[1_440:]} == {"not remembered"}, "a day ago it may have run"
+    assert [one.outcome for one in found[:6]] == [
+        *["queued"] * 2,
+        "not remembered",
+        "queued",
+        "not remembered",
+        "queued",
+    ]
+    assert {one.outcome for one in found[6:]} == {"not remembered"}
+
+
+async def test_a_run_that_begins_while_it_is_looked_for_is_told(stack: Stack, client: Client) -> None:
+    """Its journal had nothing, and then its message is gone."""
+    lived = Lived(stack)
+    await lived.write(lived.revision(1))
+    await client.schedules.backfill(lived.id, from_ms(lived.at(0)), from_ms(lived.at(0)))
+    kept = ledger_.kept
+
+    async def run_first(bus: Bus, function: str) -> int:
+        await stack.execute(teams())
+        await stack.journal.wait("completed")
+        await stack.settled(stack.names.work, stack.names.run_consumer(FUNCTION))
+        return await kept(bus, function)
+
+    with mock.patch("jetcron.ledger.kept", run_first):
+        (found,) = await client.schedules.history(lived.id)
+    assert (found.outcome, found.late is None) == ("completed", False)
+
+
+async def test_of_very_many_that_are_ready_not_all_are_looked_at(stack: Stack, client: Client) -> None:
+    """What was not found may be behind them: it is not said to be lost."""
+    lived = Lived(stack)
+    revision = lived.revision(2)
+    await lived.write(revision)
+    await client.schedules.backfill(lived.id, from_ms(lived.at(0)), from_ms(lived.at(0)))
+    outcomes = {}
+    for most in (1_000_000, 100):
+        with mock.patch("jetcron.schedules.history._LOOKED", most):
+            outcomes[most] = [one.outcome for one in await client.schedules.history(lived.id)]
+    assert outcomes == {1_000_000: ["queued", "not remembered"], 100: ["queued", "queued"]}
 
 
 async def test_more_revisions_than_one_request_reads(stack: Stack, client: Client) -> None:

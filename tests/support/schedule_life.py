@@ -113,6 +113,8 @@ class Life:
 
     random: Random
     repeats: bool = False
+    again: bool = False
+    """Whether what was turned may be turned once more: then it may run, and be told of too."""
     zone: str = ""
     base: int = 0
     function: FunctionState = "active"
@@ -141,6 +143,9 @@ class Life:
             self._at(time, "order", self._order())
         while self._events and self._events[0][0] <= self.base + LIFE + HOUR:
             now, _, kind, what = heapq.heappop(self._events)
+            if kind not in ("tick", "order"):
+                self._happens(kind, what, now)
+                continue
             down = next(
                 (end for start, end in (tick_down if kind == "tick" else sync_down) if start <= now < end),
                 now,
@@ -153,6 +158,13 @@ class Life:
                 self._command += 1
                 self._apply(what[0], what[1], what[2] if len(what) == 3 else now, now)
         return self
+
+    def _happens(self, kind: str, what: Any, now: int) -> None:
+        """What else happens in a life."""
+        raise AssertionError(f"{kind} {what} at {now}")
+
+    def _before_it_is_replaced(self, now: int) -> None:
+        """What cron-sync does about the revision in force before it writes another."""
 
     def _at(self, time: int, kind: str, what: Any) -> None:
         self._count += 1  # orders are taken as they were stored
@@ -284,6 +296,8 @@ class Life:
                 before = replace(before, function=self.function)
                 self._check_state(before)
             return
+        if what != "ended":
+            self._before_it_is_replaced(now)
         armed_from = cycle.successor_armed_from(previous, stored_at=stored_at, now=now, settle=SETTLES)
         made = revisions.settled(replace(made, armed_from=armed_from, command=self._command), previous)
         if previous is not None:
@@ -312,7 +326,10 @@ class Life:
         current = cycle.Entry(self.written[-1].schedule, len(self.written))
         later = any(revision == tick.revision and at > tick.at for revision, at in self.held)
         past = self.pasts.get(tick.revision)
-        found = cycle.decide_turn(tick, current, past, now=now, late_after=LATE_AFTER, later_stands=later)
+        archived = past is not None and self.function == "archived"
+        found = cycle.decide_turn(
+            tick, current, past, now=now, late_after=LATE_AFTER, later_stands=later, archived=archived
+        )
         self.held.discard((tick.revision, tick.at))
         if self.repeats and self.random.random() < 0.2:
             self._at(now + self.random.choice((1_000, 30_000, 2 * HOUR)), "tick", tick)
@@ -327,7 +344,7 @@ class Life:
             if told is None or (told.to, told.count) < (found.gap.to, found.gap.count):
                 self.gaps[found.gap.start] = found.gap
             self.seen[found.gap.reason] += 1
-        self._check_policy(tick, found, now)
+        self._check_policy(tick, found, now, archived)
         if found.next is not None:
             self._hold(found.next, now)
         if found.ended:
@@ -371,9 +388,9 @@ class Life:
                 wrong.append(f"{from_ms(at)} is lost")
             if len(runs) > 1:
                 wrong.append(f"{from_ms(at)} has the runs {runs}")
-            if runs and told and not self.repeats:
+            if runs and told and not self.again:
                 wrong.append(f"{from_ms(at)} ran, and is told not to have: {told}")
-            if len(told) > 1 and not self.repeats:
+            if len(told) > 1 and not self.again:
                 wrong.append(f"{from_ms(at)} is told of twice: {told}")
             for run in runs:
                 wrong += self._check_run(self.runs[run], reign)
@@ -403,9 +420,14 @@ class Life:
             return [f"{run} was to be executed by another scheduler"]
         return []
 
-    def _check_policy(self, tick: Tick, turn: cycle.Turn, now: int) -> None:
-        """What runs of a late group is what its policy wants: as many of the newest, and none that is too old."""
-        if now - tick.at <= LATE_AFTER:
+    def _check_policy(self, tick: Tick, turn: cycle.Turn, now: int, archived: bool) -> None:
+        """What runs of a late group is what its policy wants: as many of the newest, and none that is too old.
+
+        Nothing runs of a function that is archived.
+        """
+        if archived and turn.runs:
+            self.faults.append(f"{turn.runs} would stand for ever, for their function is archived")
+        if archived or now - tick.at <= LATE_AFTER:
             return
         reign = self.reigns()[tick.revision - 1]
         group = [at for at in reign.due(now) if at >= tick.at]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from jetcron import cycle, revisions
 from jetcron_protocol.messages import Schedule, Tick
+from tests.support.broken_life import REMEMBERED, BrokenLife
 from tests.support.schedule_life import Life
 
 seeds = st.integers(0, 2**64)
@@ -27,14 +28,20 @@ def test_each_occurrence_has_a_run_or_is_told_of_and_never_both(seed: int) -> No
 @settings(max_examples=300, deadline=None)
 @given(seeds)
 def test_none_is_lost_or_doubled_when_ticks_come_again(seed: int) -> None:
-    assert Life(Random(seed), repeats=True).play().check() == []
+    assert Life(Random(seed), repeats=True, again=True).play().check() == []
 
 
-def lives(count: int) -> tuple[Counter[str], list[str]]:
+@settings(max_examples=200, deadline=None)
+@given(seeds)
+def test_none_is_lost_or_doubled_when_ticks_are_lost(seed: int) -> None:
+    assert BrokenLife(Random(seed)).play().check() == []
+
+
+def lives(count: int, kind: type[Life] = Life) -> tuple[Counter[str], list[str]]:
     seen: Counter[str] = Counter()
     wrong: list[str] = []
     for seed in range(count):
-        life = Life(Random(seed)).play()
+        life = kind(Random(seed)).play()
         wrong += life.check()
         seen += life.seen
     return seen, wrong
@@ -59,6 +66,15 @@ def test_lives_are_rich() -> None:
     for reason in ("catch_up", "too_old", "too_many", "handed_over"):
         assert seen[reason] > 5, reason
     assert seen["occurrences"] > 10_000
+
+
+def test_broken_lives_are_rich() -> None:
+    seen, wrong = lives(1_000, BrokenLife)
+    assert wrong == []
+    assert seen["lost"] > 1_000
+    assert seen["mended by a sweep"] > 1_000
+    assert seen["mended before it was replaced"] > 50
+    assert seen["mended, past when it was set"] > 0
 
 
 def test_a_one_off_set_in_the_past_tells_of_its_own_time_alone() -> None:
@@ -122,6 +138,32 @@ def alone(schedule: Any, function: Any) -> Any:
     return schedule
 
 
+def unaware(tick: Any, current: Any, past: Any, **more: Any) -> Any:
+    """Nobody asks whether the function is archived."""
+    return decide_turn(tick, current, past, **more | {"archived": False})
+
+
+def no_belated(entry: Any, **more: Any) -> Any:
+    """What is once and was past when it was set is never repaired."""
+    at = entry.schedule.at
+    return None if at is not None and at <= entry.schedule.armed_from else repair(entry, **more)
+
+
+def from_the_sweep(entry: Any, *, healthy_at: int, horizon: int) -> Any:
+    """A chain goes on from now, wherever it broke."""
+    return repair(entry, healthy_at=horizon + REMEMBERED, horizon=horizon)
+
+
+def nothing(*_: Any) -> None:
+    """Not done."""
+
+
+def content(self: Any, how: str, now: int) -> None:
+    """The sweep that mends vouches for what the tick that mends it leads to."""
+    mend(self, how, now)
+
+
+repair, mend = cycle.repair, BrokenLife._mend
 decide_turn, occurrences = cycle.decide_turn, cycle.occurrences
 same, settled, successor_armed_from = revisions.same, revisions.settled, cycle.successor_armed_from
 
@@ -132,6 +174,7 @@ same, settled, successor_armed_from = revisions.same, revisions.settled, cycle.s
         (cycle, "decide_turn", no_past),
         (cycle, "decide_turn", no_end),
         (cycle, "decide_turn", newest),
+        (cycle, "decide_turn", unaware),
         (cycle, "successor_armed_from", no_settling),
         (cycle, "occurrences", shy),
         (revisions, "settled", uncounted),
@@ -142,3 +185,17 @@ same, settled, successor_armed_from = revisions.same, revisions.settled, cycle.s
 def test_sabotage_is_noticed(module: Any, name: str, wrong: Callable[..., Any]) -> None:
     with mock.patch.object(module, name, wrong):
         assert lives(400)[1] != []
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "wrong"),
+    [
+        (cycle, "repair", no_belated),
+        (cycle, "repair", from_the_sweep),
+        (BrokenLife, "_before_it_is_replaced", nothing),
+        (BrokenLife, "_mend", content),
+    ],
+)
+def test_sabotage_of_what_mends_is_noticed(module: Any, name: str, wrong: Callable[..., Any]) -> None:
+    with mock.patch.object(module, name, wrong):
+        assert lives(2_000, BrokenLife)[1] != []

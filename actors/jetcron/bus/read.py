@@ -234,16 +234,20 @@ class Reader(Link):
             start = page[-1].sequence + 1
 
     async def pages(
-        self, stream: str, subject: str, *, start: int = 1, size: int = 256
+        self, stream: str, subject: str, *, start: int = 1, since: int | None = None, size: int = 256
     ) -> AsyncIterator[list[StoredMessage]]:
-        """The messages on `subject` (wildcards allowed) from sequence `start` on, oldest first, page by page."""
+        """The messages on `subject` (wildcards allowed) from sequence `start` on, oldest first, page by page.
+
+        Or from the first that was stored at `since`, epoch ms, or later.
+        """
+        first: dict[str, Any] = {"seq": start} if since is None else {"start_time": _rfc3339(since)}
         while True:
             # A page may be short without being the last: the server also bounds its bytes.
-            found, _ = await self._direct(stream, {"seq": start, "next_by_subj": subject, "batch": size})
+            found, _ = await self._direct(stream, first | {"next_by_subj": subject, "batch": size})
             if not found:
                 return
             yield found
-            start = found[-1].sequence + 1
+            first = {"seq": found[-1].sequence + 1}
 
     async def subjects(self, stream: str, filter: str) -> list[str]:
         """The names of all subjects in `stream` that match, in pages of 100,000, from the leader."""
@@ -274,6 +278,10 @@ def _requests(subjects: Sequence[str], limit: int, most: int = MAX_MULTI) -> Ite
 def _is_wildcard(subject: str) -> bool:
     tokens = subject.split(".")
     return "*" in tokens or tokens[-1] == ">"
+
+
+def _rfc3339(ms: int) -> str:
+    return dt.datetime.fromtimestamp(ms / 1000, dt.UTC).isoformat()
 
 
 def rfc3339_ms(text: str) -> int:

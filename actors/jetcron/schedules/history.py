@@ -11,14 +11,14 @@ from itertools import islice
 from typing import Any, Literal, TypeVar
 
 from jetcron import ledger
-from jetcron.bus import Bus, StoredMessage
-from jetcron.clock import from_ms
+from jetcron.bus import MSG_ID, Bus, StoredMessage
+from jetcron.clock import from_ms, to_ms
 from jetcron.cycle import counts_after, make_run, occurrences
 from jetcron.history import Status, fold
 from jetcron.runs import RunView
 from jetcron.runs import view as run_view
 from jetcron.schedules.views import last_entry
-from jetcron_protocol.codec import decode
+from jetcron_protocol.codec import DecodeError, decode
 from jetcron_protocol.ids import gap_token, overlap_token
 from jetcron_protocol.messages import Gap, JournalEntry, Past, Run, Schedule
 
@@ -26,6 +26,13 @@ _READ = 400
 """Occurrences, and replaced revisions, read at one time."""
 _LOOK_BACK = 100_000
 """So many occurrences before those that are shown a gap may begin that covers them: a day of every second."""
+
+_LOOKED = 32 * 1024 * 1024
+"""Bytes of runs that are ready looked at for those that wait."""
+_MESSAGE = 512
+"""Bytes of a message beside its body, about."""
+_SLACK_MS = 60_000
+"""A run may be stored so much earlier than by this clock."""
 
 T = TypeVar("T")
 
@@ -52,7 +59,8 @@ class Outcome:
         """What became of it.
 
         The status of its run; ``due``: its tick has not been turned; ``queued``: no executor has begun it; ``not
-        run``, as `gap` says; ``not remembered``: so long ago that journal and ledger have forgotten it.
+        run``, as `gap` says; ``not remembered``: neither a run nor the ledger knows of it, as a rule because it was so
+        long ago that both have forgotten it.
         """
         if self.run is not None:
             return self.run.status
@@ -206,16 +214,47 @@ async def _told(bus: Bus, id: str, missing: Sequence[_Occurrence]) -> _Changes:
 
 
 async def _queued(bus: Bus, id: str, missing: Sequence[_Occurrence]) -> _Changes:
-    """Those whose run waits for an executor: too young to be forgotten, while the function has runs that wait."""
+    """Those too young to be forgotten whose run stands, ready or held; others may have begun meanwhile."""
     found: _Changes = {}
     now = bus.clock.now()
     for function in {one.run.function for one in missing}:
         since = now - 1_000 * await ledger.kept(bus, function)
-        waiting = await bus.last(bus.names.work, bus.names.run_ready(function)) is not None
-        for one in missing:
-            if one.run.function == function and one.run.fire_at > (since if waiting else now):
-                found[one.at] = {"awaited": "queued"}
+        young = [one for one in missing if one.run.function == function and one.run.fire_at > since]
+        standing = await _standing(bus, function, young) if young else set()
+        found |= {one.at: {"awaited": "queued"} for one in young if one.run.run in standing}
+        for told in await _runs(bus, [one for one in young if one.run.run not in standing]):
+            if told.run is not None:
+                found[to_ms(told.at)] = {"run": told.run, "late": told.late}
     return found
+
+
+async def _standing(bus: Bus, function: str, young: Sequence[_Occurrence]) -> set[str]:
+    """Which of these runs are held, or ready: of what is ready, so much is looked at from when the first was made.
+
+    Where more is ready than that, those that were not found may be among it, and are taken to be.
+    """
+    wanted = {one.run.run for one in young}
+    held = [bus.names.run_later(function, run, 0) for run in sorted(wanted)]
+    stored = await bus.multi_last_all(bus.names.work, held)
+    found = {bus.names.parse_run_later(subject).run for subject in stored}
+    looked = 0
+    since = max(min(one.at for one in young) - bus.settings.lead_ms - _SLACK_MS, 0)
+    async for page in bus.pages(bus.names.work, bus.names.run_ready(function), since=since):
+        found |= wanted & {_run_in(message) for message in page}
+        looked += sum(_MESSAGE + len(message.payload) for message in page)
+        if wanted <= found:
+            break
+        if looked > _LOOKED:
+            return wanted
+    return found
+
+
+def _run_in(message: StoredMessage) -> str:
+    """The run a message is of: its id, unless the server has released it, which takes that away."""
+    try:
+        return message.headers.get(MSG_ID) or decode(Run, message.payload).run
+    except DecodeError:
+        return ""
 
 
 async def _covered(
