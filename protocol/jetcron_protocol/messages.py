@@ -510,6 +510,10 @@ class Lane:
     queue: list[Token] = field(default_factory=list)
 
 
+Reason = Literal["catch_up", "too_old", "too_many", "unknown_history", "overlap", "handed_over"]
+"""Why an occurrence did not run."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gap:
     """Occurrences in [`start`, `to`] that did not run, and why. Where a run exists too, the run counts.
@@ -523,7 +527,7 @@ class Gap:
     start: Time
     to: Time
     count: Count
-    reason: Literal["catch_up", "too_old", "too_many", "unknown_history", "overlap", "handed_over"]
+    reason: Reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

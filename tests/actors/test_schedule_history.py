@@ -190,6 +190,47 @@ async def test_a_gap_that_began_long_before_what_is_shown_is_found(stack: Stack,
     assert [one.gap and one.gap.reason for one in found] == ["catch_up"] * 1_201 + ["too_many"] * 99
 
 
+async def test_what_is_shown_of_the_last_occurrences_is_what_the_history_says(
+    stack: Stack, client: Client
+) -> None:
+    lived = Lived(stack)
+    _, revision = await lived.write(lived.revision(2_000, payload=1), lived.revision(9))
+    await lived.gap(1_900, 8)
+    await lived.gap(7, 5)
+    await lived.gap(4, 4, "handed_over")
+    await client.schedules.backfill(lived.id, from_ms(lived.at(3)), from_ms(lived.at(2)))
+    await lived.tick(lived.revision(9), revision, 1)
+
+    shown = await client.schedules.show(lived.id)
+    assert shown.outcomes == await client.schedules.history(lived.id, limit=10)
+    assert [one.outcome for one in shown.outcomes] == [
+        *["due"] * 2,
+        *["queued"] * 2,
+        *["not run"] * 4,
+        "queued",
+        "not run",
+    ], "no entry of its own revision tells of the one at 8, and runs of its function wait"
+    plain = json.loads((await acall("schedules", "show", lived.id, "--json")).stdout)["outcomes"]
+    assert [one["outcome"] for one in plain] == [one.outcome for one in shown.outcomes]
+    assert [one["run"] for one in plain[:5]] == [None, None, shown.outcomes[2].id, shown.outcomes[3].id, None]
+    text = (await acall("schedules", "show", lived.id)).stdout
+    assert "not remembered" not in text
+    assert text.count("missed, and catch_up left it out") == 4
+    assert text.count("left to the other scheduler") == 1
+
+
+async def test_what_the_other_scheduler_took_did_not_run_here(stack: Stack, client: Client) -> None:
+    lived = Lived(stack)
+    await lived.write(lived.revision(3, executes="other"))
+    assert (await client.schedules.fired(lived.id, from_ms(lived.at(1)))).here
+    found = await client.schedules.history(lived.id)
+    assert (found[1].outcome, found[1].reason) == ("not run", "handed_over")
+    plain = await ok(lived.id, "--json", "--limit", "2")
+    assert (plain[1]["outcome"], plain[1]["reason"]) == ("not run", "handed_over")
+    assert plain[1]["why"] == "left to the other scheduler, which executes it"
+    assert "cancelled" not in await ok(lived.id)
+
+
 async def test_what_is_left_out_while_another_goes_on_is_told(stack: Stack, client: Client) -> None:
     lived = Lived(stack)
     revision = lived.revision(2, overlap="skip")
@@ -236,7 +277,7 @@ async def test_more_revisions_than_one_request_reads(stack: Stack, client: Clien
     found = await client.schedules.history(lived.id, limit=1_090)
     assert [one.revision for one in found] == list(reversed(numbers[-1_090:]))
     shown = await client.schedules.show(lived.id)
-    assert [one.revision for one in shown.outcomes] == list(reversed(numbers[-200:]))
+    assert [one.revision for one in shown.outcomes] == list(reversed(numbers[-10:]))
     assert not (await client.schedules.fired(lived.id, from_ms(lived.at(500)))).here
 
 

@@ -18,9 +18,9 @@ from jetcron.clock import SystemClock
 from jetcron.errors import ConfigurationError, RunNotFound
 from jetcron.lanes import waits_for_turn
 from jetcron.runs import GapView, RunView
-from jetcron_protocol.messages import Gap
+from jetcron_protocol.messages import Reason
 
-_WHY = {
+_WHY: dict[Reason, str] = {
     "catch_up": "missed, and catch_up left it out",
     "too_old": "missed, and older than catch_up lets run",
     "too_many": "missed, with more than catch_up='all' runs",
@@ -175,9 +175,9 @@ def retry(
         raise typer.Exit(1)
 
 
-def why(gap: Gap) -> str:
-    """Why the occurrences of a gap did not run."""
-    return _WHY[gap.reason]
+def why(reason: Reason) -> str:
+    """Why an occurrence did not run."""
+    return _WHY[reason]
 
 
 @app.command("gaps")
@@ -202,7 +202,7 @@ def gaps(
             "FROM": lambda view: output.moment(view.gap.start) or "",
             "TO": lambda view: output.moment(view.gap.to) or "",
             "MISSED": lambda view: str(view.gap.count),
-            "WHY": lambda view: why(view.gap),
+            "WHY": lambda view: why(view.gap.reason),
         },
         empty="every occurrence ran, as far as the ledger goes back",
     )

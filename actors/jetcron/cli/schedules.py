@@ -20,7 +20,6 @@ from jetcron.client import Client
 from jetcron.clock import to_ms
 from jetcron.cron import CronError, parse_duration
 from jetcron.schedules.details import Details
-from jetcron.schedules.history import Outcome
 from jetcron.schedules.views import Page, ScheduleView
 
 app = typer.Typer(no_args_is_help=True, help="Schedules: of cron triggers in code, and created as data.")
@@ -175,16 +174,7 @@ def show(id: Annotated[str, typer.Argument(metavar="ID")], json: Json = False) -
         empty="no times to come",
     )
     console.print()
-    output.table(
-        found.outcomes[:10],
-        {
-            "LAST": lambda one: _iso(one.at) or "",
-            "OUTCOME": lambda one: output.state(_status(one)),
-            "LATE": lambda one: output.span(_ms(one.late)),
-            "RUN": lambda one: one.id if one.run is not None else "",
-        },
-        empty="it has had no occurrence yet",
-    )
+    schedule_history.show(found.outcomes)
     if late["p50"] is not None:
         output.out().print(
             f"[dim]lateness of what is remembered: p50 {output.span(late['p50'])}, p99 {output.span(late['p99'])}[/dim]"
@@ -195,10 +185,6 @@ def _no_tick(one: ScheduleView) -> str:
     if one.state == "active":
         return "no tick is held: the health-checker restarts such a schedule within minutes"
     return f"no tick is held, for it is {one.state}{', as its function is' if one.with_function else ''}"
-
-
-def _status(one: Outcome) -> str:
-    return one.run.status if one.run is not None else "not remembered"
 
 
 def _ms(span: Any) -> float | None:
@@ -213,15 +199,7 @@ def _whole(found: Details) -> dict[str, Any]:
             for one in found.ticks
         ],
         "upcoming": [{"local": at.astimezone(zone).isoformat(), "utc": _iso(at)} for at in found.upcoming],
-        "outcomes": [
-            {
-                "at": _iso(one.at),
-                "run": one.id,
-                "status": one.run.status if one.run is not None else None,
-                "late_ms": _ms(one.late),
-            }
-            for one in found.outcomes
-        ],
+        "outcomes": [schedule_history.plain(one) for one in found.outcomes],
     }
 
 
