@@ -101,6 +101,8 @@ async def test_trigger_and_backfill(stack: Stack) -> None:
     await ok("create", "h", "reports.send", "--every", "1h", "--payload", "5", "--no-wait")
     await stack.settled(stack.names.work, stack.names.cron_sync)
     run = (await ok("trigger", "h")).strip()
+    told = await ok("trigger", "h", "--json")
+    assert told == {"run": told["run"], "function": "reports.send", "schedule": "h"}
     now = from_ms(stack.clock.now())
     hours = now.replace(minute=0, second=0, microsecond=0)
     since = from_ms(int(hours.timestamp() * 1000) - 3 * 3_600_000).isoformat()
@@ -110,10 +112,14 @@ async def test_trigger_and_backfill(stack: Stack) -> None:
         decode(Run, message.payload)
         for message in await stack.stored(stack.names.work, f"{stack.names.namespace}.run.>")
     ]
-    assert [one.run for one in stored] == [run, *runs]
+    assert [one.run for one in stored] == [run, told["run"], *runs]
     assert {(one.payload, one.schedule) for one in stored} == {(5, "h")}
-    assert [one.trigger for one in stored] == ["manual", *["cron"] * 4]
+    assert [one.trigger for one in stored] == [*["manual"] * 2, *["cron"] * 4]
     assert "up to now" in await refused(1, "backfill", "h", since, "2999-01-01T00:00:00Z")
+    await ok("create", "s", "reports.send", "--every", "1s")
+    said = await refused(1, "backfill", "s", "2020-01-01T00:00:00Z", "2020-01-02T12:00:00Z")
+    assert "129,601 occurrences" in said
+    assert "allowed are 100,000 at one time; do it in parts" in said
 
 
 async def test_pages_of_a_listing(stack: Stack) -> None:

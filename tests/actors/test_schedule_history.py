@@ -306,3 +306,95 @@ async def test_what_is_declared_in_code_and_what_is_gone_have_a_history(stack: S
         await client.schedules.history("once", limit=0)
     with pytest.raises(ConfigurationError, match="since"):
         await client.schedules.history("once", since="yesterday")
+
+
+async def test_what_was_triggered_or_backfilled_is_found_by_its_schedule(
+    stack: Stack, client: Client
+) -> None:
+    now = stack.clock.now()
+    await client.schedules.create("young", FUNCTION, every=60)
+    await client.schedules.create("other", FUNCTION, every=60)
+    text = (await acall("schedules", "history", "young")).output
+    assert "no occurrence yet" in text
+    assert "jetcron runs list --schedule young" in text
+    assert "jetcron runs list --schedule young" in (await acall("schedules", "show", "young")).output
+
+    arguments = (
+        "backfill",
+        "young",
+        from_ms(now - 10 * MINUTE).isoformat(),
+        from_ms(now - 5 * MINUTE).isoformat(),
+    )
+    said = await acall("schedules", *arguments)
+    assert said.exit_code == 0, said.output
+    backfilled = said.stdout.split()
+    assert (
+        f"{len(backfilled)} occurrences of young: {len(backfilled)} to run, 0 ran or run already"
+        in said.stderr
+    )
+    triggered = [(await client.schedules.trigger("young")).id, (await client.schedules.trigger("young")).id]
+    await client.schedules.trigger("other")
+    assert (await client.schedules.runs("young")).runs == [], "nobody has taken one yet"
+    await stack.execute(teams())
+    await stack.journal.wait("completed", len(backfilled) + 3)
+
+    listed = json.loads((await acall("runs", "list", "--schedule", "young", "--json")).stdout)
+    assert [one["run"] for one in listed] == sorted([*triggered, *backfilled], reverse=True)
+    assert {one["status"] for one in listed} == {"completed"}
+    assert {(one["schedule"], one["attempts"]) for one in listed} == {("young", 1)}
+    again = await acall("schedules", *arguments)
+    assert f": 0 to run, {len(backfilled)} ran or run already" in again.stderr
+    assert again.stdout.split() == backfilled
+
+    found = await client.schedules.runs("young", limit=1, status="completed")
+    assert [one.id for one in found.runs] == [listed[0]["run"]]
+    assert (await client.schedules.runs("young", status="failed")).runs == []
+    assert len((await client.schedules.runs("other")).runs) == 1
+    with pytest.raises(NotFound):
+        await client.schedules.runs("never")
+    assert (await client.schedules.runs("never", function=FUNCTION)).runs == []
+    with pytest.raises(ConfigurationError, match="status='fine'"):
+        await client.schedules.runs("young", status="fine")
+
+
+async def test_a_search_for_runs_goes_page_by_page_and_says_where_it_stopped(
+    stack: Stack, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jetcron.schedules.search._PAGE", 2)
+    await client.schedules.create("a", FUNCTION, every=3600)
+    await client.schedules.create("b", FUNCTION, every=3600)
+    a = [(await client.schedules.trigger("a")).id for _ in range(2)]
+    await client.schedules.create("c", "teams.other", every=3600)
+    await client.schedules.update("a", function="teams.other")
+    late = [(await client.schedules.trigger("b")).id for _ in range(3)]
+    a.append((await client.schedules.trigger("a")).id)
+    await stack.execute(teams())
+    await stack.journal.wait("completed", 6)
+    found = await client.schedules.runs("a")
+    assert [one.id for one in found.runs] == sorted(a, reverse=True)
+    assert (found.looked_at, found.journals) == (6, 6)
+    assert [one.id for one in (await client.schedules.runs("b", limit=2)).runs] == late[:0:-1]
+
+    monkeypatch.setattr("jetcron.schedules.search.LOOKED_AT", 3)
+    found = await client.schedules.runs("a")
+    assert [one.id for one in found.runs] == a[2:]
+    assert (found.looked_at, found.journals) == (3, 6)
+    said = await acall("runs", "list", "--schedule", "a")
+    assert "the newest 3 runs were looked at, of 6 that its functions have" in said.stderr
+
+
+async def test_a_run_of_a_schedule_is_found_while_it_goes_on(stack: Stack, client: Client) -> None:
+    app = App("teams")
+
+    @app.function(retries=0)
+    async def report(ctx: Context) -> None:
+        await ctx.step.run("one", lambda: None)
+        await ctx.step.sleep("long", 3_600)
+
+    await stack.register(app)
+    await stack.execute(app)
+    await client.schedules.create("a", FUNCTION, every=3600)
+    run = await client.schedules.trigger("a")
+    await stack.journal.wait("waiting")
+    (found,) = (await client.schedules.runs("a", status=["waiting", "running"])).runs
+    assert (found.id, found.status, list(found.history.steps)) == (run.id, "waiting", ["one"])

@@ -133,6 +133,11 @@ def span(ms: float | None) -> str:
     return f"{days:.3g} days" if days < 1_000 else f"{days:.0f} days"
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """A number of things, in words: one of them, or many."""
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
+
+
 def offset(ms: int) -> str:
     """Milliseconds since a beginning, in at most eight characters."""
     sign, ms = ("-", -ms) if ms < 0 else ("+", ms)

@@ -18,6 +18,7 @@ from jetcron.clock import SystemClock
 from jetcron.errors import ConfigurationError, RunNotFound
 from jetcron.lanes import waits_for_turn
 from jetcron.runs import GapView, RunView
+from jetcron.schedules.search import RunsOf
 from jetcron_protocol.messages import Reason
 
 _WHY: dict[Reason, str] = {
@@ -51,6 +52,14 @@ class Standing(StrEnum):
 @app.command("list")
 def list_runs(
     function: Of = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            "--schedule",
+            metavar="ID",
+            help="Of this schedule alone, triggered and backfilled ones too; looks at its function's runs.",
+        ),
+    ] = None,
     status: Annotated[
         list[Standing] | None,
         typer.Option("--status", "-s", help="Those that stand so alone; may be repeated.", show_choices=True),
@@ -60,11 +69,16 @@ def list_runs(
 ) -> None:
     """The newest runs first. A run nobody has taken yet has no journal and is not shown."""
 
-    async def work(client: Client) -> list[RunView]:
+    async def work(client: Client) -> tuple[list[RunView], str]:
         wanted = [one.value for one in status] if status else None
-        return await client.runs.list(function=function, status=wanted, limit=limit)
+        if schedule is None:
+            return await client.runs.list(function=function, status=wanted, limit=limit), ""
+        of = await client.schedules.runs(schedule, function=function, status=wanted, limit=limit)
+        return of.runs, _bound(of) if len(of.runs) < limit else ""
 
-    found = session.with_client(work)
+    found, bound = session.with_client(work)
+    if bound:
+        output.say(f"[dim]{bound}[/dim]")
     if json:
         output.print_json([brief(run) for run in found])
         return
@@ -82,7 +96,9 @@ def list_runs(
         },
         narrow=("RUN", "STATUS", "FOR", "FUNCTION"),
         below=lambda run: output.first_line(_note(run), 76),
-        empty="no runs are remembered" if not (function or status) else "no run is remembered that is so",
+        empty=(
+            "no run is remembered that is so" if function or status or schedule else "no runs are remembered"
+        ),
     )
 
 
@@ -231,6 +247,13 @@ def tail(
         loop.run(following())
     except KeyboardInterrupt:
         pass
+
+
+def _bound(of: RunsOf) -> str:
+    """What a search did not look at; nothing if it looked at all there is."""
+    if of.looked_at == of.journals:
+        return ""
+    return f"the newest {of.looked_at:,} runs were looked at, of {of.journals:,} that its functions have"
 
 
 def _by(run: RunView) -> str:

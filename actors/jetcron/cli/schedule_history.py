@@ -34,11 +34,11 @@ def history(
     if json:
         output.print_json([plain(one) for one in found])
         return
-    show(found, since=since is not None)
+    show(found, id, "since" if since is not None else "yet")
 
 
-def show(found: Sequence[Outcome], *, since: bool = False) -> None:
-    """Occurrences as a table; `since`: those from a time on."""
+def show(found: Sequence[Outcome], id: str, when: str = "yet") -> None:
+    """Occurrences of this schedule as a table. Without any, it may still have runs."""
     output.table(
         found,
         {
@@ -49,7 +49,7 @@ def show(found: Sequence[Outcome], *, since: bool = False) -> None:
             "RUN": lambda one: _run(one) or "",
             "WHY": _note,
         },
-        empty="it has had no occurrence since" if since else "it has had no occurrence yet",
+        empty=f"it has had no occurrence {when}; what was triggered or backfilled: jetcron runs list --schedule {id}",
     )
 
 

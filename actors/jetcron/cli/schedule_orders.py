@@ -13,6 +13,7 @@ from jetcron.cli.sending import parsed
 from jetcron.client import Client
 from jetcron.clock import to_ms
 from jetcron.errors import TryAgain
+from jetcron.runs import RunHandle
 from jetcron.schedules.orders import InForce
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The schedule's id.")]
@@ -199,13 +200,17 @@ def delete(ids: Ids, if_revision: IfRevision = None, no_wait: NoWait = False, js
     _move("delete", ids, if_revision, no_wait, json)
 
 
-def trigger(id: Id) -> None:
+def trigger(id: Id, json: Json = False) -> None:
     """Run it now with its payload; prints the run's id."""
 
-    async def work(client: Client) -> str:
-        return (await client.schedules.trigger(id)).id
+    async def work(client: Client) -> RunHandle:
+        return await client.schedules.trigger(id)
 
-    typer.echo(session.with_client(work))
+    run = session.with_client(work)
+    if json:
+        output.print_json({"run": run.id, "function": run.function, "schedule": id})
+    else:
+        typer.echo(run.id)
 
 
 def backfill(
@@ -216,18 +221,23 @@ def backfill(
 ) -> None:
     """Run the occurrences between two times now; what ran runs no more. Prints the ids of their runs."""
 
-    async def work(client: Client) -> list[str]:
+    async def work(client: Client) -> Sequence[RunHandle]:
         with output.progress("starting runs") as advance:
-            runs = await client.schedules.backfill(id, start, end, progress=advance)
-        return [run.id for run in runs]
+            return await client.schedules.backfill(id, start, end, progress=advance)
 
     found = session.with_client(work)
     if json:
-        output.print_json(found)
+        output.print_json([run.id for run in found])
         return
     for run in found:
-        typer.echo(run)
-    output.say(f"{len(found):,} occurrences of {output.escape(id)}; those that ran before run no more")
+        typer.echo(run.id)
+    known = sum(run.known for run in found)
+    output.say(
+        f"{output.counted(len(found), 'occurrence')} of {output.escape(id)}: {len(found) - known:,} to run, "
+        f"{known:,} ran or run already"
+    )
+    if found:
+        output.say(f"[dim]what became of them: jetcron runs list --schedule {output.escape(id)}[/dim]")
 
 
 def _given(*, payload: str | None, tag: list[str] | None, **options: Any) -> dict[str, Any]:

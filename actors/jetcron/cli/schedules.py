@@ -174,7 +174,7 @@ def show(id: Annotated[str, typer.Argument(metavar="ID")], json: Json = False) -
         empty="no times to come",
     )
     console.print()
-    schedule_history.show(found.outcomes)
+    schedule_history.show(found.outcomes, id)
     if late["p50"] is not None:
         output.out().print(
             f"[dim]lateness of what is remembered: p50 {output.span(late['p50'])}, p99 {output.span(late['p99'])}[/dim]"
