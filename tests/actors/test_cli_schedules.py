@@ -86,6 +86,25 @@ async def test_create_show_update_and_the_states(stack: Stack) -> None:
     assert "there is no schedule 'team-7'" in await refused(1, "pause", "team-7")
 
 
+async def test_what_an_order_came_to_is_said_as_it_is(stack: Stack) -> None:
+    async def said(*arguments: str) -> str:
+        result = await acall("schedules", *arguments)
+        assert result.exit_code == 0, result.output
+        return str(result.stderr.splitlines()[-1])
+
+    create = ("create", "x", "reports.send", "--every", "1h")
+    assert re.match(r"x created \(revision \d+, next ", await said(*create))
+    assert re.match(r"x stands unchanged \(revision \d+, next ", await said(*create))
+    assert (await ok(*create, "--json"))[0]["changed"] is False
+    assert re.match(r"x updated \(revision \d+, next ", await said("update", "x", "--every", "2h"))
+    assert re.match(r"x stands unchanged \(revision \d+, next ", await said("update", "x", "--every", "2h"))
+    assert (await ok("pause", "x", "--json"))[0]["changed"] is True
+    assert re.match(r"x stands unchanged \(revision \d+\)", await said("pause", "x"))
+    for verb, what in ((create, "created"), (("unpause", "x"), "unpaused"), (("delete", "x"), "deleted")):
+        assert await said(*verb, "--no-wait") == f"x is ordered to be {what} (nobody was waited for)"
+    assert (await ok("delete", "x", "--no-wait", "--json"))[0]["changed"] is None
+
+
 async def test_every_fault_is_told(stack: Stack) -> None:
     said = await refused(
         1, "create", "x", "reports.absent", "--cron", "61 * * * *", "--catch-up-most", "5", "--end", "soon"

@@ -1,7 +1,7 @@
 """Verbs of `jetcron schedules` that change them, from create to delete, or run them: trigger, backfill."""
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -119,7 +119,7 @@ def create(
     async def work(client: Client) -> Sequence[InForce]:
         return [await client.schedules.create(id, function, **given, **_wait(no_wait))]
 
-    _report("created", _ordered(work), json=json)
+    _report("created", *_ordered([id], work), json=json)
 
 
 def update(
@@ -177,7 +177,7 @@ def update(
     async def work(client: Client) -> Sequence[InForce]:
         return [await client.schedules.update(id, **given, if_revision=if_revision, **_wait(no_wait))]
 
-    _report("updated", _ordered(work), json=json)
+    _report("updated", *_ordered([id], work), json=json)
 
 
 def pause(ids: Ids, if_revision: IfRevision = None, no_wait: NoWait = False, json: Json = False) -> None:
@@ -264,25 +264,47 @@ def _move(
         found: Sequence[InForce] = await move(*ids, if_revision=if_revision, **_wait(no_wait))
         return found
 
-    _report(f"{what}{'' if what.endswith('e') else 'e'}d", _ordered(work), json=json)
+    _report(f"{what}{'' if what.endswith('e') else 'e'}d", *_ordered(ids, work), json=json)
 
 
-def _ordered(work: Any) -> Sequence[InForce]:
+def _ordered(
+    ids: Sequence[str], work: Callable[[Client], Awaitable[Sequence[InForce]]]
+) -> tuple[Sequence[InForce], dict[str, int]]:
+    """What is in force, and the revisions that stood before."""
+
+    async def order(client: Client) -> tuple[Sequence[InForce], dict[str, int]]:
+        before = await client.schedules.revisions(*ids)
+        return await work(client), before
+
     try:
-        found: Sequence[InForce] = session.with_client(work)
+        return session.with_client(order)
     except TryAgain as error:
         output.fail(f"sent but not applied yet: {error.description}")
-    return found
 
 
-def _report(what: str, found: Sequence[InForce], *, json: bool) -> None:
+def _report(what: str, found: Sequence[InForce], before: dict[str, int], *, json: bool) -> None:
     if json:
-        output.print_json([{"id": one.id, "revision": one.revision, "next": _iso(one.next)} for one in found])
+        output.print_json(
+            [
+                {
+                    "id": one.id,
+                    "revision": one.revision,
+                    "next": _iso(one.next),
+                    "changed": None if one.revision is None else one.revision != before.get(one.id),
+                }
+                for one in found
+            ]
+        )
         return
     for one in found:
-        said = "ordered, nobody was waited for" if one.revision is None else f"revision {one.revision}"
+        id = output.escape(one.id)
         following = f", next {_iso(one.next)}" if one.next is not None else ""
-        output.say(f"{output.escape(one.id)} {what} [dim]({said}{following})[/dim]")
+        if one.revision is None:
+            output.say(f"{id} is ordered to be {what} [dim](nobody was waited for)[/dim]")
+        elif one.revision == before.get(one.id):
+            output.say(f"{id} stands unchanged [dim](revision {one.revision}{following})[/dim]")
+        else:
+            output.say(f"{id} {what} [dim](revision {one.revision}{following})[/dim]")
 
 
 def _iso(at: datetime | None) -> str | None:

@@ -176,6 +176,12 @@ class Schedules(HandOver, ScheduleRuns):
         stored, schedule = await entry(self._bus, id)
         return view(stored, schedule, now=self._bus.clock.now())
 
+    async def revisions(self, *ids: str) -> dict[str, int]:
+        """The revisions of those among these that there are."""
+        keys = {self._bus.names.schedule_key(part.id): part.id for part in named(ids)}
+        found = await self._bus.entries(list(keys))
+        return {id: found[key].sequence for key, id in keys.items() if key in found}
+
     async def show(self, id: str) -> Details:
         """One schedule with what surrounds it: held tick, next times, last outcomes, lateness. Raises `NotFound`."""
         return await details(self._bus, id)
