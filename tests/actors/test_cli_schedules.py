@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from jetcron import Client
+from jetcron import Client, ledger
 from jetcron.clock import from_ms
 from jetcron.registration import order
 from jetcron_protocol.codec import decode
-from jetcron_protocol.messages import Function, Run, SyncCommand
+from jetcron_protocol.messages import Function, Gap, Run, SyncCommand
 from tests.support.command_line import acall
 from tests.support.nats_server import NatsServer
 from tests.support.stack import FAST, PATIENCE, Stack
@@ -258,3 +258,48 @@ async def test_load_shows_the_herd(stack: Stack) -> None:
     assert re.search(r"18:00 JST\s+13 at most in one minute", text)
     assert re.search(r"18:00 JST\s*█", text)
     assert "Mars" in await refused(2, "load", "--timezone", "Mars")
+
+
+async def test_durations_are_shown_with_their_units(stack: Stack) -> None:
+    await ok(
+        "create", "a", "reports.send", "--every", "10m", "--jitter", "5s", "--catch-up", "all",
+        "--catch-up-within", "1h30m",
+    )  # fmt: skip
+    text = await ok("show", "a")
+    for name, value in (("every", "10 min"), ("jitter", "5 s"), ("catch_up_within", "1 h 30 min")):
+        assert re.search(rf"^{name} +{value}$", text, re.M), text
+    plain = await ok("show", "a", "--json")
+    assert (plain["every"], plain["jitter"], plain["catch_up_within"]) == (600, 5, 5_400), "seconds, as given"
+
+
+async def test_a_listing_of_what_there_is_not_says_so(stack: Stack) -> None:
+    async def said(*arguments: str) -> str:
+        result = await acall(*arguments)
+        assert (result.exit_code, result.stdout) == (0, ""), result.output
+        return str(result.stderr)
+
+    assert "there are no schedules; jetcron schedules create makes one" in await said("schedules", "list")
+    assert "no schedules are so" in await said("schedules", "list", "--app", "reports", "--tag", "weekly")
+    assert "there is no app 'nosuch'" in await said("schedules", "list", "--app", "nosuch")
+    for verb in (("schedules", "list"), ("runs", "gaps"), ("runs", "list")):
+        text = await said(*verb, "--function", "reports.nosuch")
+        assert "there is no function 'reports.nosuch'; jetcron functions list shows them" in text
+    assert "every occurrence ran" in await said("runs", "gaps", "--function", "reports.send")
+    assert "no run is remembered" in await said("runs", "list", "--function", "reports.send")
+
+
+async def test_gaps_for_programs_are_as_the_rest(stack: Stack) -> None:
+    gap = Gap(schedule="a", start=0, to=60_000, count=2, reason="catch_up")
+    await ledger.record(stack.bus, gap, "reports.send")
+    result = await acall("runs", "gaps", "--json")
+    assert json.loads(result.stdout) == [
+        {
+            "function": "reports.send",
+            "schedule": "a",
+            "start": "1970-01-01T00:00:00.000Z",
+            "to": "1970-01-01T00:01:00.000Z",
+            "count": 2,
+            "reason": "catch_up",
+            "why": "missed, and catch_up left it out",
+        }
+    ]

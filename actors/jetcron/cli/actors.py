@@ -133,16 +133,15 @@ def init() -> None:
             action = "unchanged" if not armed else "created" if armed == GROUPS else "updated"
             return [*changes, Change("sweeps", f"{GROUPS} groups", action)]
 
-    output.table(
-        loop.run(apply()),
-        {
-            "KIND": lambda change: change.kind,
-            "NAME": lambda change: change.name,
-            "": lambda change: output.state(change.action),
-            "WHAT": lambda change: ", ".join(change.fields),
-        },
-        empty="",
-    )
+    changes = loop.run(apply())
+    columns: dict[str, Callable[[Change], str]] = {
+        "KIND": lambda change: change.kind,
+        "NAME": lambda change: change.name,
+        "DONE": lambda change: output.state(change.action),
+    }
+    if any(change.fields for change in changes):
+        columns["WHAT"] = lambda change: ", ".join(change.fields)
+    output.table(changes, columns, empty="")
 
 
 def sync(
@@ -176,5 +175,5 @@ def sync(
             "REVISION": lambda schedule: str(reply.revisions[schedule]),
             "NEXT": lambda schedule: output.shown(reply.next.get(schedule)),
         },
-        empty=f"{app.name}: {len(app.functions)} functions, no schedule changed",
+        empty=f"{app.name}: {output.counted(len(app.functions), 'function')}, no schedule changed",
     )

@@ -133,6 +133,19 @@ def span(ms: float | None) -> str:
     return f"{days:.3g} days" if days < 1_000 else f"{days:.0f} days"
 
 
+def length(seconds: float) -> str:
+    """A duration as it was defined, to the millisecond: ``10 min``, ``1 h 30 min``."""
+    left = round(seconds * 1_000)
+    parts = []
+    for unit, size in (("days", 86_400_000), ("h", 3_600_000), ("min", 60_000)):
+        if number := left // size:
+            parts.append(counted(number, unit.removesuffix("s"), unit))
+            left %= size
+    if left or not parts:
+        parts.append(f"{left / 1_000:g} s")
+    return " ".join(parts)
+
+
 def counted(number: int, one: str, many: str = "") -> str:
     """A number of things, in words: one of them, or many."""
     return f"{number:,} {one if number == 1 else many or f'{one}s'}"

@@ -1,15 +1,14 @@
 """`jetcron runs`: what ran, how it went, what happens now; to end it, or begin it again."""
 
-import dataclasses
 import json as json_
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from jetcron import loop
 from jetcron.cli import follow, output, session
-from jetcron.cli.functions import Json
+from jetcron.cli.functions import Json, nobodys
 from jetcron.cli.one_run import page
 from jetcron.cli.run_facts import child_runs, line_of, took, tries, waits_for
 from jetcron.cli.run_json import brief, whole
@@ -69,14 +68,18 @@ def list_runs(
 ) -> None:
     """The newest runs first. A run nobody has taken yet has no journal and is not shown."""
 
-    async def work(client: Client) -> tuple[list[RunView], str]:
+    empty = "no run is remembered that is so" if function or status or schedule else "no runs are remembered"
+
+    async def work(client: Client) -> tuple[list[RunView], str, str]:
         wanted = [one.value for one in status] if status else None
         if schedule is None:
-            return await client.runs.list(function=function, status=wanted, limit=limit), ""
-        of = await client.schedules.runs(schedule, function=function, status=wanted, limit=limit)
-        return of.runs, _bound(of) if len(of.runs) < limit else ""
+            runs, bound = await client.runs.list(function=function, status=wanted, limit=limit), ""
+        else:
+            of = await client.schedules.runs(schedule, function=function, status=wanted, limit=limit)
+            runs, bound = of.runs, _bound(of) if len(of.runs) < limit else ""
+        return runs, bound, (None if runs else await nobodys(client, function=function)) or empty
 
-    found, bound = session.with_client(work)
+    found, bound, empty = session.with_client(work)
     if bound:
         output.say(f"[dim]{bound}[/dim]")
     if json:
@@ -96,9 +99,7 @@ def list_runs(
         },
         narrow=("RUN", "STATUS", "FOR", "FUNCTION"),
         below=lambda run: output.first_line(_note(run), 76),
-        empty=(
-            "no run is remembered that is so" if function or status or schedule else "no runs are remembered"
-        ),
+        empty=empty,
     )
 
 
@@ -203,12 +204,13 @@ def gaps(
 ) -> None:
     """The ledger: occurrences that did not run, and why."""
 
-    async def work(client: Client) -> list[GapView]:
-        return list(await client.runs.gaps(function=function))
+    async def work(client: Client) -> tuple[list[GapView], str | None]:
+        told = list(await client.runs.gaps(function=function))
+        return told, None if told else await nobodys(client, function=function)
 
-    found = session.with_client(work)
+    found, nobody = session.with_client(work)
     if json:
-        output.print_json([{"function": view.function, **dataclasses.asdict(view.gap)} for view in found])
+        output.print_json([_plain(view) for view in found])
         return
     output.table(
         found,
@@ -220,8 +222,22 @@ def gaps(
             "MISSED": lambda view: str(view.gap.count),
             "WHY": lambda view: why(view.gap.reason),
         },
-        empty="every occurrence ran, as far as the ledger goes back",
+        empty=nobody or "every occurrence ran, as far as the ledger goes back",
     )
+
+
+def _plain(view: GapView) -> dict[str, Any]:
+    """A gap for programs."""
+    gap = view.gap
+    return {
+        "function": view.function,
+        "schedule": gap.schedule,
+        "start": output.moment(gap.start),
+        "to": output.moment(gap.to),
+        "count": gap.count,
+        "reason": gap.reason,
+        "why": why(gap.reason),
+    }
 
 
 @app.command("tail")
@@ -253,7 +269,7 @@ def _bound(of: RunsOf) -> str:
     """What a search did not look at; nothing if it looked at all there is."""
     if of.looked_at == of.journals:
         return ""
-    return f"the newest {of.looked_at:,} runs were looked at, of {of.journals:,} that its functions have"
+    return f"the newest {of.looked_at:,} of the {of.journals:,} runs of its functions were looked at"
 
 
 def _by(run: RunView) -> str:

@@ -15,7 +15,7 @@ from jetcron.cli import (
     schedule_orders,
     session,
 )
-from jetcron.cli.functions import Json
+from jetcron.cli.functions import Json, nobodys
 from jetcron.client import Client
 from jetcron.clock import to_ms
 from jetcron.cron import CronError, parse_duration
@@ -55,12 +55,17 @@ def list_schedules(
     """Schedules by when they fire next; those that do not come last."""
     span = _span(within)
 
-    async def work(client: Client) -> Page:
-        return await client.schedules.list(
+    asked = any(one is not None for one in (app_, function, state, tag, within, after))
+    empty = "no schedules are so" if asked else "there are no schedules; jetcron schedules create makes one"
+
+    async def work(client: Client) -> tuple[Page, str]:
+        page = await client.schedules.list(
             app=app_, function=function, state=state, tag=tag, within=span, after=after, limit=limit
         )
+        nobody = None if page.schedules else await nobodys(client, function=function, app=app_)
+        return page, nobody or empty
 
-    page = session.with_client(work)
+    page, empty = session.with_client(work)
     if json:
         output.print_json({"schedules": [plain(one) for one in page.schedules], "after": page.after})
         return
@@ -74,7 +79,7 @@ def list_schedules(
             "WHEN": lambda one: output.first_line(when(one), 60),
             "TAGS": lambda one: output.first_line(" ".join(one.tags), 40),
         },
-        empty="no schedules are so; jetcron schedules create makes one",
+        empty=empty,
     )
     if page.after is not None:
         output.say(f"[dim]there are more: --after '{output.escape(page.after)}'[/dim]")
@@ -149,6 +154,9 @@ def show(id: Annotated[str, typer.Argument(metavar="ID")], json: Json = False) -
     changed = f"{output.moment(to_ms(found.schedule.changed_at))} by {found.schedule.by or 'its app'}"
     for name in ("changed_at", "by", "next"):
         definition.pop(name, None)
+    for name in ("every", "jitter", "catch_up_within"):
+        if name in definition:
+            definition[name] = output.length(definition[name])
     rows = [*((name, value) for name, value in definition.items() if value != []), ("changed", changed)]
     output.table(rows, {"": lambda row: f"[dim]{row[0]}[/dim]", " ": lambda row: _cell(row[1])}, empty="")
     console = output.out()
