@@ -94,8 +94,8 @@ async def shell(folder: Path, *commands: str, **more: str) -> str:
 
 
 @contextlib.asynccontextmanager
-async def dev(folder: Path) -> AsyncIterator[None]:
-    """`jetcron dev` as the README starts it, from its readiness to its end."""
+async def dev(folder: Path) -> AsyncIterator[str]:
+    """`jetcron dev` as the README starts it, from its readiness to its end; what it printed until then."""
     (command,) = DEV.commands
     process = await asyncio.create_subprocess_exec(
         *(Path(sys.executable).with_name("jetcron"), *shlex.split(command)[1:]),
@@ -113,7 +113,7 @@ async def dev(folder: Path) -> AsyncIterator[None]:
                 assert line, said.decode()
                 said += line
         rest = asyncio.create_task(process.stdout.read())
-        yield
+        yield said.decode()
         process.send_signal(signal.SIGINT)
         async with asyncio.timeout(PATIENCE):
             said += await rest
@@ -125,7 +125,7 @@ async def dev(folder: Path) -> AsyncIterator[None]:
 
 
 async def test_a_first_function(folder: Path) -> None:
-    async with dev(folder):
+    async with dev(folder) as printed:
         typed = await shell(folder, *TYPED.commands)
         assert '"asked for 2 reports"\n' in typed
         assert re.search(r"reports\.ask +completed +manual", typed)
@@ -133,8 +133,11 @@ async def test_a_first_function(folder: Path) -> None:
         assert "nothing is wrong" in typed
 
         (folder / "program.py").write_text(PROGRAM.text)
-        server = (folder / ".jetcron" / "url").read_text().strip()
-        assert await shell(folder, "python program.py", NATS_URL=server) == PRINTED.text
+        assert await shell(folder, "python program.py") == PRINTED.text
+
+        (export,) = re.findall(r"export NATS_URL=\S+", printed)
+        elsewhere = [export, "mkdir elsewhere", "cd elsewhere", "python ../program.py"]
+        assert await shell(folder, *elsewhere) == PRINTED.text
 
 
 async def test_next_prints_what_is_shown(folder: Path) -> None:
