@@ -6,7 +6,7 @@ from pathlib import Path
 
 import uvloop
 
-from benchmarks import lateness, memory, scale, schedules, steps, throughput
+from benchmarks import lateness, memory, orders, schedules, steps, throughput
 
 
 def main() -> None:
@@ -14,15 +14,13 @@ def main() -> None:
     parser.add_argument(
         "what",
         nargs="*",
-        choices=["throughput", "lateness", "memory", "schedules", "scale", "steps", "waits", []],
+        choices=["throughput", "lateness", "memory", "orders", "schedules", "steps", "waits", []],
         default=[],
     )
     parser.add_argument("--seconds", type=int, default=300, help="how long ten functions fire each second")
-    parser.add_argument(
-        "--schedules", type=int, default=schedules.COUNT, help="how many schedules are created"
-    )
+    parser.add_argument("--schedules", type=int, default=None, help="how many schedules are created")
     arguments = parser.parse_args()
-    wanted = arguments.what or ["throughput", "lateness", "memory", "schedules", "steps", "waits"]
+    wanted = arguments.what or ["throughput", "lateness", "memory", "orders", "steps", "waits"]
     with tempfile.TemporaryDirectory() as folder:
         if "throughput" in wanted:
             throughput.run(str(Path(folder) / "throughput"))
@@ -34,11 +32,11 @@ def main() -> None:
             uvloop.run(steps.measure_steps(str(Path(folder) / "steps")))
         if "waits" in wanted:
             uvloop.run(steps.measure_waits(str(Path(folder) / "waits")))
-        if "schedules" in wanted:
-            schedules.run(arguments.schedules)
+        if "orders" in wanted:
+            orders.run(arguments.schedules or orders.COUNT)
         # Only when asked for: with a million schedules it takes minutes.
-        if "scale" in arguments.what:
-            scale.run(arguments.schedules, str(Path(folder) / "scale"))
+        if "schedules" in arguments.what:
+            schedules.run(arguments.schedules or schedules.MANY, str(Path(folder) / "schedules"))
 
 
 main()

@@ -36,7 +36,7 @@ from jetcron.options import (
     check_timezone,
     suggestion,
 )
-from jetcron.payload import PayloadReader, function_under
+from jetcron.values.payload import PayloadReader, function_under
 from jetcron_protocol.codec import encode
 from jetcron_protocol.ids import digest
 from jetcron_protocol.messages import CancelTrigger, CatchUpPolicy, CronTrigger, Dst, Function, Overlap

@@ -42,12 +42,19 @@ class Client:
     """A connection to Jetcron. Use as an async context manager: ``async with Client() as client``.
 
     Without `settings` they are those of the environment, and the server is ``NATS_URL``, else that of the `jetcron dev`
-    that runs in this folder, else nats://127.0.0.1:4222. What it logs below a warning is shown only where structlog is
-    configured. Raises `ServerUnreachable`, `AuthorizationFailed`, `JetStreamDisabled` or `ServerTooOld` when it
+    that runs in this folder, else nats://127.0.0.1:4222; others are ``Settings.load(nats_url=...)`` of
+    `jetcron.settings`. What it logs below a warning is shown only where structlog is configured. Raises
+    `ServerUnreachable`, `AuthorizationFailed`, `JetStreamDisabled` or `ServerTooOld` when it
     cannot connect.
     """
 
     def __init__(self, settings: Settings | None = None, *, clock: Clock | None = None) -> None:
+        if settings is not None and not isinstance(settings, Settings):
+            # Its type alone: an address may hold a password.
+            raise ConfigurationError(
+                f"Client: settings is no Settings but {type(settings).__name__}; allowed is "
+                "Settings.load(nats_url='nats://...') of jetcron.settings, or nothing: then NATS_URL says where"
+            )
         logs.quiet()
         found = settings or Settings.load(nats_url=nearby_url())
         self._bus = Bus(found, clock=clock, name="jetcron client")

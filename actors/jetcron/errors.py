@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import ClassVar
 
 from jetcron_protocol.ids import RUN_ID_LENGTH
+from jetcron_protocol.subjects import MAX_ID
 
 
 class JetcronError(Exception):
@@ -36,9 +37,15 @@ class ScheduleRefused(ConfigurationError):
     ) -> None:
         self.faults = {id: tuple(texts) for id, texts in faults.items()}
         self.stale = dict(stale or {})
-        lines = [f"schedule {id!r}: {text}" for id, texts in self.faults.items() for text in texts]
+        lines = fault_lines(self.faults)
         more = [f"and {len(lines) - shown} more"] if len(lines) > shown else []
         super().__init__("\n".join([*lines[:shown], *more]))
+
+
+def fault_lines(faults: Mapping[str, Sequence[str]]) -> list[str]:
+    """The faults of schedules, by their ids, a line each. What is too long to be an id is cut short."""
+    named = {id: repr(id) if len(id) <= MAX_ID else f"{id[:40]!r}…" for id in faults}
+    return [f"schedule {named[id]}: {text}" for id, texts in faults.items() for text in texts]
 
 
 class NonRetriableError(JetcronError):

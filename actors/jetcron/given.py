@@ -10,9 +10,10 @@ from typing import Any
 
 from jetcron.clock import from_ms, to_ms
 from jetcron.cron import CronError, parse_duration
-from jetcron.definitions import FIELDS, LEAST_EVERY, MOST_EVERY, MOST_WITHIN, Checked, check, definition
+from jetcron.definitions import FIELDS, LEAST_EVERY, MOST_EVERY, MOST_WITHIN, Checked, definition
 from jetcron.errors import ConfigurationError
-from jetcron.options import DAY, MILLISECOND, ZERO, CatchUp, check_duration, suggestion
+from jetcron.fields import check, check_changes
+from jetcron.options import DAY, MILLISECOND, ZERO, CatchUp, check_duration, suggestion, told
 from jetcron_protocol.codec import EncodeError, pack, unpack
 from jetcron_protocol.messages import Schedule
 
@@ -40,8 +41,17 @@ def checked(values: Mapping[str, Any], *, now: int) -> tuple[dict[str, Any], Che
     return raw, found
 
 
+def changed(id: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """An update: as it travels, and what is wrong with it whatever the schedule is that it changes."""
+    raw, faults, faulty = wire({"id": id, **values})
+    return raw, faults + check_changes(raw, faulty=faulty)
+
+
 def wire(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], set[str]]:
-    """These values as they travel; what is wrong with those that cannot, and which these are."""
+    """These values as they travel; what is wrong with those that cannot, and which these are.
+
+    A `ConfigurationError` in the place of a value says why whoever gives it could not read it.
+    """
     raw: dict[str, Any] = {}
     faults: list[str] = []
     faulty: set[str] = set()
@@ -49,6 +59,8 @@ def wire(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], set[str]
         if isinstance(value, Unchanged):
             continue
         try:
+            if isinstance(value, ConfigurationError):
+                raise ConfigurationError(f"{name}: {value}")
             raw[name] = None if value is None else _converted(name, value)
         except (ConfigurationError, CronError, EncodeError) as error:
             faults.append(str(error).removeprefix(": "))
@@ -98,14 +110,15 @@ def _is_texts(value: Any) -> bool:
 
 
 def _span(name: str, value: Any, least: timedelta, most: timedelta) -> int:
-    if isinstance(value, str):
+    written = value if isinstance(value, str) else None
+    if written is not None:
         try:
-            value = parse_duration(value)
+            value = parse_duration(written)
         except CronError as error:
-            raise ConfigurationError(f"{name}={value!r}: {error}") from None
-    span = check_duration("", name, value, least, most)
+            raise ConfigurationError(f"{name}={told(value)}: {error}") from None
+    span = check_duration("", name, value, least, most, written=written)
     if span % MILLISECOND:
-        raise ConfigurationError(f"{name}={value!r}; allowed are whole milliseconds")
+        raise ConfigurationError(f"{name}={told(value)}; allowed are whole milliseconds")
     return span // MILLISECOND
 
 
@@ -117,10 +130,10 @@ def moment(name: str, value: Any) -> int:
         try:
             found = datetime.fromisoformat(value)
         except ValueError:
-            raise ConfigurationError(f"{name}={value!r}; {allowed}") from None
+            raise ConfigurationError(f"{name}={told(value)}; {allowed}") from None
     if not isinstance(found, datetime) or found.utcoffset() is None:
         shown = value.isoformat() if isinstance(value, date) else value
-        raise ConfigurationError(f"{name}={shown!r}; {allowed}")
+        raise ConfigurationError(f"{name}={told(shown)}; {allowed}")
     return to_ms(found)
 
 

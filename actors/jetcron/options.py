@@ -32,6 +32,9 @@ MAX_CONCURRENCY = 1_000_000
 CATCH_UPS: tuple[str, ...] = get_args(CatchUpPolicy)
 OVERLAPS: tuple[str, ...] = get_args(Overlap)
 DSTS: tuple[str, ...] = get_args(Dst)
+_LONGEST = 100
+_BEGINNING = 40
+"""Characters of a value in a message, and of one that is longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,13 +174,15 @@ def check_int(where: str, option: str, value: object, least: int, most: int) -> 
     """`value` if it is a whole number from `least` to `most`."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise ConfigurationError(
-            f"{where}: {option}={value!r}; allowed are whole numbers from {least} to {most}"
+            f"{where}: {option}={told(value)}; allowed are whole numbers from {least} to {most}"
         )
     return value
 
 
-def check_duration(where: str, option: str, value: object, least: timedelta, most: timedelta) -> timedelta:
-    """`value`, in seconds or as a timedelta, as a timedelta from `least` to `most`."""
+def check_duration(
+    where: str, option: str, value: object, least: timedelta, most: timedelta, *, written: str | None = None
+) -> timedelta:
+    """`value`, in seconds or as a timedelta, as a timedelta from `least` to `most`. `written`: the text it was."""
     span: timedelta | None = None
     if isinstance(value, timedelta):
         span = value
@@ -188,7 +193,7 @@ def check_duration(where: str, option: str, value: object, least: timedelta, mos
             span = None
     if span is None or not least <= span <= most:
         raise ConfigurationError(
-            f"{where}: {option}={value!r}; allowed are seconds or a timedelta, "
+            f"{where}: {option}={told(written or value)}; allowed are seconds or a timedelta, "
             f"from {readable(least)} to {readable(most)}"
         )
     return span
@@ -198,7 +203,7 @@ def check_choice(where: str, option: str, value: object, allowed: tuple[str, ...
     """`value` if it is one of `allowed`."""
     if not isinstance(value, str) or value not in allowed:
         raise ConfigurationError(
-            f"{where}: {option}={value!r}; allowed {'is' if len(allowed) == 1 else 'are'} "
+            f"{where}: {option}={told(value)}; allowed {'is' if len(allowed) == 1 else 'are'} "
             f"{', '.join(repr(choice) for choice in allowed)}"
             f"{suggestion(value, allowed)}"
         )
@@ -209,12 +214,12 @@ def check_timezone(where: str, name: object) -> None:
     """Refuses what is no IANA time zone."""
     if not isinstance(name, str):
         raise ConfigurationError(
-            f"{where}: timezone={name!r}; allowed are IANA names, such as 'UTC' or 'Europe/Prague'"
+            f"{where}: timezone={told(name)}; allowed are IANA names, such as 'UTC' or 'Europe/Prague'"
         )
     try:
         check_zone(name)
     except CronError as error:
-        raise ConfigurationError(f"{where}: timezone={name!r}: {error}") from None
+        raise ConfigurationError(f"{where}: timezone={told(name)}: {error}") from None
 
 
 def check_cron(where: str, expression: object, *, timezone: str, dst: Dst, seed: str = "") -> str:
@@ -230,8 +235,7 @@ def check_cron(where: str, expression: object, *, timezone: str, dst: Dst, seed:
     try:
         return parse(expression, timezone=timezone, dst=dst, seed=seed).timezone
     except CronError as error:
-        said = str(error).removeprefix(f"cron expression {expression!r}: ")
-        raise ConfigurationError(f"{where}: {said}") from None
+        raise ConfigurationError(f"{where}: {error.reason}") from None
 
 
 def suggestion(value: object, allowed: Iterable[str], *, cutoff: float = 0.6) -> str:
@@ -249,7 +253,18 @@ def readable(span: timedelta) -> str:
         if span and span % unit == ZERO:
             count = span // unit
             return f"{count} {name}{'s' if count > 1 else ''}"
-    return f"{span.total_seconds():g} s"
+    return f"{span.total_seconds():.12g} s"
+
+
+def told(value: object) -> str:
+    """A value in a message: a duration in words, what is long cut short."""
+    match value:
+        case timedelta():
+            return readable(value)
+        case str() if len(value) > _LONGEST:
+            return f"{value[:_BEGINNING]!r}… ({len(value)} characters)"
+    text = repr(value)
+    return text if len(text) <= 2 * _LONGEST else f"{text[:_LONGEST]}…"
 
 
 def _is_number(value: object) -> bool:

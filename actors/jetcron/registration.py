@@ -5,6 +5,7 @@ stands. Used by executors at their start and by `jetcron sync`.
 """
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from secrets import token_bytes
 from typing import Protocol
@@ -25,6 +26,8 @@ log = structlog.get_logger("jetcron.registration")
 
 _WAIT = 5.0
 _PAUSE = 1.0
+QUIET = 5.0
+"""Seconds without an answer after which whoever waits longer is given a hint."""
 
 
 class Definitions(Protocol):
@@ -92,17 +95,27 @@ async def register(
     return await order(bus, _command(app, clock, force=force), wait=wait)
 
 
-async def order(bus: Bus, command: SyncCommand, *, wait: float = _WAIT) -> SyncReply:
+async def order(
+    bus: Bus, command: SyncCommand, *, wait: float = _WAIT, quiet: Callable[[str], None] | None = None
+) -> SyncReply:
     """Send a sync command and wait for its reply; `TryAgain` when none comes in `wait` seconds.
 
-    Once stored, the command is applied when cron-sync runs, whether its reply is heard or not.
+    `quiet` is called with a hint when nothing was heard for some seconds and the wait goes on. Once stored, the command
+    is applied when cron-sync runs, whether its reply is heard or not.
     """
     async with bus.replies() as (inbox, queue):
         await bus.store(dispatch.command(bus.names, replace(command, reply=inbox)), patience=wait)
+        if quiet is not None and wait > QUIET:
+            try:
+                return await _reply(queue, command.id, QUIET)
+            except TryAgain as error:
+                quiet(error.description)
+            return await _reply(queue, command.id, wait - QUIET, after=QUIET)
         return await _reply(queue, command.id, wait)
 
 
-async def _reply(queue: "asyncio.Queue[Message]", id: str, wait: float) -> SyncReply:
+async def _reply(queue: "asyncio.Queue[Message]", id: str, wait: float, *, after: float = 0.0) -> SyncReply:
+    """What cron-sync says to this command; `TryAgain` when it says nothing in `wait` seconds more, `after` others."""
     try:
         async with asyncio.timeout(wait):
             while True:
@@ -116,7 +129,7 @@ async def _reply(queue: "asyncio.Queue[Message]", id: str, wait: float) -> SyncR
                     return reply
     except TimeoutError:
         raise TryAgain(
-            408, 0, f"cron-sync has not answered within {wait:g} s; is 'jetcron cron-sync' running?"
+            408, 0, f"cron-sync has not answered within {after + wait:g} s; is 'jetcron cron-sync' running?"
         ) from None
 
 

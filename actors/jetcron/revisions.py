@@ -9,13 +9,16 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from jetcron.cycle import next_occurrence, occurrences
-from jetcron.definitions import FIELDS, WHEN, Checked, check, definition
+from jetcron.definitions import FIELDS, WHEN, Checked, definition
+from jetcron.fields import check
 from jetcron_protocol.messages import FunctionState, Schedule
 
 Move = Literal["pause", "unpause", "archive", "delete"]
 
 FUNCTION = "its function"
 """Who changed a schedule that followed its function's state."""
+END = "its end"
+"""Who changed a schedule that fired for the last time."""
 _AFRESH = "allowed is an update that gives it times to come"
 _NEAR = 64
 """So many occurrences are walked one by one; further ones are searched for by counting."""
@@ -130,13 +133,17 @@ def settled(schedule: Schedule, previous: Schedule | None) -> Schedule:
     """A revision that is to be written, its `armed_from` known: `max_runs` becomes its `end`.
 
     Occurrences count from the revision that first had `max_runs`, those of its active revisions alone. What has
-    none left, or none to come, is not active: it has ended, and what is once is gone.
+    none left, or none to come, is not active: it has ended, and what is once is gone. That another scheduler
+    executed it is remembered.
     """
     given = _end_given(schedule)
     if (schedule.end, schedule.end_given, schedule.counted) != (given, None, 0):
         schedule = replace(schedule, end=given, end_given=None, counted=0)
     if previous is not None and previous.state == "deleted":
         previous = None
+    from_other = previous is not None and (previous.from_other or previous.executes == "other")
+    if schedule.from_other != from_other:
+        schedule = replace(schedule, from_other=from_other)
     if schedule.max_runs is not None:
         schedule = _limited(schedule, given, previous)
     if schedule.state != "active":

@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from heapq import heappop, heappush
+from itertools import pairwise
 from typing import Any, Literal
 
 from jetcron.clock import to_ms
 from jetcron.cycle import occurrences
 from jetcron.errors import ConfigurationError
+from jetcron.options import MILLISECOND, readable
 from jetcron_protocol.messages import MAX_TIME, MIN_TIME, Schedule
 
 EVENT = "shadow.fired"
@@ -21,10 +23,12 @@ MOST = 2_000_000
 """Occurrences of one comparison."""
 LATE_MS = 3_600_000
 """A report is that of an occurrence up to so long before, if none is nearer and that one lacks its own."""
-_ALLOWED = (
+ALLOWED = (
     "allowed is a map with 'schedule' or 'function', and, if it is known, "
     "'at' (ISO 8601 with a zone, or epoch seconds)"
 )
+_LOOKED_AT = 1_000
+"""Occurrences of an expression that are looked at for its shortest period."""
 Kind = Literal["missing", "extra", "late"]
 
 
@@ -63,11 +67,11 @@ def read_report(data: Any, stored_at: int) -> Report:
     Raises `ConfigurationError`.
     """
     if not isinstance(data, Mapping):
-        raise ConfigurationError(f"{data!r:.80}; {_ALLOWED}")
+        raise ConfigurationError(f"{data!r:.80}; {ALLOWED}")
     schedule, function = data.get("schedule"), data.get("function")
     named = [name for name in (schedule, function) if name is not None]
     if not named or not all(isinstance(name, str) for name in named):
-        raise ConfigurationError(f"{data!r:.80}; {_ALLOWED}")
+        raise ConfigurationError(f"{data!r:.80}; {ALLOWED}")
     return Report(_time(data.get("at"), stored_at), schedule, function)
 
 
@@ -83,7 +87,7 @@ def _time(given: Any, stored_at: int) -> int:
             return found
     except (ValueError, TypeError, OverflowError):
         pass
-    raise ConfigurationError(f"at={given!r:.80}; {_ALLOWED}")
+    raise ConfigurationError(f"at={given!r:.80}; {ALLOWED}")
 
 
 @dataclass(slots=True)
@@ -96,6 +100,35 @@ class _Due:
     found: int | None = None
 
 
+def check_tolerance(schedules: Iterable[Schedule], *, since: int, until: int, tolerance: int) -> None:
+    """Refuses a tolerance (ms) in which a report could be of either of two occurrences of one schedule.
+
+    Raises `ConfigurationError`, with the shortest period there is in [`since`, `until`).
+    """
+    periods = [
+        (period, schedule.id)
+        for schedule in schedules
+        if (period := _period(schedule, since - 2 * tolerance, until + 2 * tolerance)) is not None
+    ]
+    shortest, id = min(periods, default=(2 * tolerance + 1, ""))
+    if shortest <= 2 * tolerance:
+        raise ConfigurationError(
+            f"the tolerance is {_readable(tolerance)}, and schedule {id!r} fires {_readable(shortest)} apart; allowed "
+            f"is under half of that, less than {_readable(shortest / 2)}"
+        )
+
+
+def _period(schedule: Schedule, after: int, until: int) -> int | None:
+    if schedule.every is not None:
+        return schedule.every
+    times = occurrences(schedule, after, until, _LOOKED_AT).newest
+    return min((later - earlier for earlier, later in pairwise(times)), default=None)
+
+
+def _readable(ms: float) -> str:
+    return readable(ms * MILLISECOND)
+
+
 def compare(
     schedules: Sequence[Schedule], reports: Iterable[Report], *, since: int, until: int, tolerance: int
 ) -> Comparison:
@@ -104,13 +137,13 @@ def compare(
     States are no matter: a paused schedule is compared as if it were active. Raises `ConfigurationError` where there
     are too many occurrences.
     """
-    due = _due(schedules, since - tolerance, until + tolerance)
+    left = sorted(reports, key=lambda report: report.at)
+    due = _due(schedules, since - tolerance, _looked_for_until(schedules, left, until) + tolerance)
     by_schedule: dict[str, list[_Due]] = {}
     by_function: dict[str, list[_Due]] = {}
     for one in due:
         by_schedule.setdefault(one.schedule.id, []).append(one)
         by_function.setdefault(one.schedule.function, []).append(one)
-    left = sorted(reports, key=lambda report: report.at)
     # The more exact first: what names its schedule is not to lose its occurrence to what names a function only.
     for take in (_in_time, _late):
         left = _matched(take, by_schedule, left, lambda report: report.schedule, tolerance)
@@ -128,6 +161,13 @@ def compare(
     return Comparison(
         len(inside), len(inside) - late, sorted(differences, key=lambda one: one.due or one.reported or 0)
     )
+
+
+def _looked_for_until(schedules: Iterable[Schedule], reports: Sequence[Report], until: int) -> int:
+    """Until when there may be occurrences of reports that might else be taken for late ones of before `until`."""
+    latest = reports[-1].at if reports else until
+    widest = max((schedule.jitter for schedule in schedules), default=0)
+    return max(until, min(latest, until + max(LATE_MS, widest)))
 
 
 def _due(schedules: Sequence[Schedule], since: int, until: int) -> list[_Due]:

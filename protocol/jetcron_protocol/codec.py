@@ -239,7 +239,10 @@ def _bare(raw: bytes) -> dict[str, Any]:
         except Exception as error:  # noqa: BLE001 - one kind of error, whatever hostile bytes provoke
             raise DecodeError(f"Event: not JSON: {error}") from None
     else:
-        data = unpack(raw)
+        try:
+            data = unpack(raw)
+        except DecodeError:  # text meant as JSON, most often
+            raise DecodeError(f"Event: a JSON or msgpack map was expected, not {raw[:40]!r}") from None
     if not isinstance(data, dict):
         raise DecodeError(f"Event: a JSON or msgpack map was expected, not {type(data).__name__}")
     _check_depth(data, raw)

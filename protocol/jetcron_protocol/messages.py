@@ -120,7 +120,8 @@ class Schedule:
     (its runs are then named by function and time alone) or it was created as data. `command` is the
     sequence of the sync command that wrote it, `by` who gave it. Of what was missed, `catch_up` runs nothing older
     than `catch_up_within`, and ``all`` no more than the `catch_up_most` newest. `with_function`: its state is its
-    function's, with which it becomes active again.
+    function's, with which it becomes active again. `from_other`: a revision before had `executes` ``other``, so that
+    scheduler knows it, and a hand-over may give it back.
 
     With `max_runs`, `end` is the time of the last occurrence it leaves, or `end_given`, its author's own, if that
     is earlier; `counted` are the occurrences before this revision.
@@ -149,6 +150,7 @@ class Schedule:
     counted: Count = 0
     end_given: Time | None = None
     executes: Executes = "jetcron"
+    from_other: bool = False
     tags: list[str] = field(default_factory=list)
     by: str | None = None
     armed_from: Time = 0
@@ -397,7 +399,7 @@ class JournalEntry:
       `wait`
     - ``step``: a step is done, see `StepResult`: `step`, `op`, `result` or `object` or `error`
     - ``waiting``: `started`, `on`, `next_at`: every branch waits, on these steps; the next turn comes then, or when
-      one is met
+      one is met. On none: its executor was told to stop, the next turn comes at once
     - ``retrying``: `started`, `error`, `next_at`: this turn ended, the next one fires then. With `attempts` and `steps`
       it replaces the others: a run that had failed begins again
     - ``completed`` ``failed`` ``cancelled``: the last entry, replacing the others: `about`, `attempts`,

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from jetcron.clock import from_ms
 from jetcron.registration import order
 from jetcron_protocol.codec import decode
 from jetcron_protocol.messages import Function, Gap, Run, SyncCommand
-from tests.support.command_line import acall
+from tests.support.command_line import acall, running
 from tests.support.nats_server import NatsServer
 from tests.support.stack import FAST, PATIENCE, Stack
 
@@ -111,6 +112,24 @@ async def test_every_fault_is_told(stack: Stack) -> None:
     )
     for text in ("reports.absent", "61", "catch_up_most=5", "end='soon'"):
         assert text in said
+    wrong = [
+        "--cron", "61 * * * *", "--timezone", "Mars", "--dst", "up", "--jitter", "2d", "--catch-up", "some",
+        "--catch-up-most", "many", "--overlap", "never", "--max-runs", "abc", "--tag", "", "--payload", "{",
+    ]  # fmt: skip
+    named = [
+        "cron='61 * * * *'", "timezone='Mars'", "dst='up'", "jitter='2d'", "catch_up='some'",
+        "catch_up_most='many'", "overlap='never'", "max_runs='abc'", "tags: ''", "payload: this is not JSON",
+    ]  # fmt: skip
+    await ok("create", "stands", "reports.send", "--every", "1h")
+    for verb in (("create", "x", "reports.send"), ("update", "stands")):
+        said = await refused(1, *verb, *wrong)
+        assert [name for name in named if name not in said] == []
+        assert len(said.splitlines()) == len(named)
+        assert "Value error" not in said
+    assert "max_runs=0" in await refused(1, "create", "x", "reports.send", "--every", "5m", "--max-runs", "0")
+    assert "max_runs=-1" in await refused(1, "update", "stands", "--max-runs", "-1")
+    assert "its id is empty" in await refused(1, "create", "", "reports.send", "--every", "5m")
+    assert await stack.dead() == []
     assert "nothing is to change" in await refused(2, "update", "x")
     assert "given too" in await refused(2, "update", "x", "--end", "2031-01-01T00:00:00Z", "--clear", "end")
     assert "not JSON" in await refused(1, "create", "x", "reports.send", "--every", "5m", "--payload", "{")
@@ -189,7 +208,12 @@ async def test_apply_shows_what_changes_and_then_there_is_nothing_left(stack: St
     file = tmp_path / "schedules.yaml"
     file.write_text(FILE)
     text = await ok("apply", str(file), "--dry-run")
-    assert "+ team-1" in text
+    created = [line for line in text.splitlines() if line.startswith("+")]
+    assert created == [
+        "+ team-1  function=reports.send  cron=0 9 * * MON  timezone=Europe/Prague  "
+        'payload={"team": 1, "since": "2030-01-01"}',
+        "+ team-2  function=reports.send  every=90 s  start=2030-01-01T00:00:00.000Z  tags=a, b",
+    ]
     assert "2 to create, 0 to update, 0 to delete, 0 unchanged" in text
     assert (await ok("list", "--json"))["schedules"] == []
     assert "--yes applies it" in await refused(1, "apply", str(file))
@@ -203,16 +227,85 @@ async def test_apply_shows_what_changes_and_then_there_is_nothing_left(stack: St
     plan = await ok("apply", str(lines), "--prune", "--dry-run", "--json")
     assert plan == {
         "create": [],
-        "update": [{"id": "team-2", "fields": {"every": [90_000, 60_000], "tags": [["a", "b"], None]}}],
+        "update": [{"id": "team-2", "fields": {"every": [90.0, 60.0], "tags": [["a", "b"], []]}}],
         "delete": ["team-1"],
         "unchanged": 0,
     }
     text = await ok("apply", str(lines), "--prune", "--yes")
     assert "every: 90 s → 60 s" in text
+    assert "tags: a, b → none" in text
     assert "- team-1" in text
     assert [one["id"] for one in (await ok("list", "--json"))["schedules"]] == ["team-2"]
     text = await ok("apply", "-", "--yes", input=json.dumps(changed | {"id": "team-3"}))
     assert "+ team-3" in text
+
+
+async def test_apply_shows_what_is_left_out_as_what_it_means(stack: Stack, tmp_path: Path) -> None:
+    file = tmp_path / "s.yaml"
+    file.write_text("- {id: a, function: reports.send, cron: '0 9 * * *'}\n")
+    result = await acall("schedules", "apply", str(file), "--yes")
+    assert "1 schedule is applied, 0 stood already" in result.stderr
+    file.write_text(
+        "- {id: a, function: reports.send, cron: '0 9 * * *', timezone: Europe/Prague, catch_up: all, "
+        "catch_up_within: 1h, catch_up_most: 5, jitter: 90s, overlap: skip, dst: both, executes: other, "
+        "end: 2131-01-01T00:00:00Z, max_runs: 7}\n"
+        "- {id: b, function: reports.send, at: 2131-01-01T00:00:00Z, payload: [1]}\n"
+    )
+    text = await ok("apply", str(file), "--dry-run")
+    assert [line.strip() for line in text.splitlines()] == [
+        "+ b  function=reports.send  at=2131-01-01T00:00:00.000Z  payload=[1]",
+        "~ a",
+        "timezone: UTC → Europe/Prague",
+        "dst: default → both",
+        "jitter: none → 90 s",
+        "catch_up: latest → all",
+        "catch_up_within: none → 1 hour",
+        "catch_up_most: none → 5",
+        "overlap: allow → skip",
+        "end: none → 2131-01-01T00:00:00.000Z",
+        "max_runs: none → 7",
+        "executes: jetcron → other",
+        "1 to create, 1 to update, 0 to delete, 0 unchanged",
+    ]
+    plan = await ok("apply", str(file), "--dry-run", "--json")
+    assert plan["create"] == [
+        {"id": "b", "function": "reports.send", "at": "2131-01-01T00:00:00.000Z", "payload": [1]}
+    ]
+    fields = plan["update"][0]["fields"]
+    assert fields["timezone"] == ["UTC", "Europe/Prague"]
+    assert (fields["jitter"], fields["catch_up_within"]) == ([None, 90.0], [None, 3_600.0])
+    assert fields["end"] == [None, "2131-01-01T00:00:00.000Z"]
+
+
+async def test_an_empty_file_prunes_nothing_and_says_so(stack: Stack, tmp_path: Path) -> None:
+    await ok("create", "a", "reports.send", "--every", "1h")
+    (tmp_path / "s.yaml").write_text("schedules: []\n")
+    result = await acall("schedules", "apply", "s.yaml", "--prune", "--yes")
+    assert result.exit_code == 0
+    assert "names no function whose schedules --prune could delete: nothing is pruned" in result.stderr
+    assert [one["id"] for one in (await ok("list", "--json"))["schedules"]] == ["a"]
+
+
+async def test_apply_says_that_cron_sync_is_quiet_and_where_it_was_interrupted(
+    stack: Stack, tmp_path: Path
+) -> None:
+    (tmp_path / "s.jsonl").write_text(
+        "".join(
+            json.dumps({"id": f"s-{n}", "function": "reports.send", "every": 3_600}) + "\n"
+            for n in range(1_300)
+        )
+    )
+    for actor in stack.running:
+        await actor.stop()
+    arguments = ["schedules", "apply", "s.jsonl", "--yes"]
+    environment = {"NATS_URL": stack.settings.nats_url, "JETCRON_NAMESPACE": stack.settings.namespace}
+    async with running(*arguments, cwd=tmp_path, **environment) as command:
+        place = await command.sees(r"not answered within 5 s; is 'jetcron cron-sync' running\?")
+        command.signal(signal.SIGINT)
+        assert await command.ends() == 130
+    assert sum("not answered" in line for line in command.lines) == 1
+    assert "interrupted: 0 of 1,300 schedules are applied" in command.lines[place]
+    assert "the same again goes on" in command.lines[place]
 
 
 async def test_a_file_that_cannot_be_applied_names_everything_wrong_in_it(
@@ -232,7 +325,6 @@ async def test_a_file_that_cannot_be_applied_names_everything_wrong_in_it(
         assert text in said, text
     for name, content, told in (
         ("no.yaml", "a: [", "not YAML"),
-        ("map.yaml", "id: a", "list of schedules"),
         ("no.jsonl", '{"id": "a"}\n{', "line 2"),
     ):
         (tmp_path / name).write_text(content)

@@ -93,7 +93,7 @@ async def test_what_was_reported_is_compared_afterwards(stack: Stack) -> None:
 
 async def test_a_time_is_watched_and_nothing_differs(stack: Stack, tmp_path: Path) -> None:
     write({"id": "a", "function": "app.f", "every": 2}, {"id": "b", "function": "app.f", "every": 2})
-    arguments = ["shadow", "s.yaml", "--for", "4s", "--tolerance", "1s", "--http", "0"]
+    arguments = ["shadow", "s.yaml", "--for", "4s", "--tolerance", "900ms", "--http", "0"]
     async with running(*arguments, cwd=tmp_path, **environment(stack)) as command:
         await command.sees(r"comparing 2 schedules for 4 s; report each firing: curl -d schedule=ID http")
         where = re.search(r"http://[0-9.:]+/", command.text)
@@ -125,12 +125,13 @@ async def post(url: str, body: str | None) -> int:
 
 async def test_interrupted_it_compares_what_there_is(stack: Stack, tmp_path: Path) -> None:
     write({"id": "a", "function": "app.f", "every": 1})
-    arguments = ["shadow", "s.yaml", "--for", "1h", "--tolerance", "1s"]
+    arguments = ["shadow", "s.yaml", "--for", "1h", "--tolerance", "400ms"]
     async with running(*arguments, cwd=tmp_path, **environment(stack)) as command:
-        await command.sees("comparing 1 schedules")
+        await command.sees("comparing 1 schedule for")
         await asyncio.sleep(3)  # the occurrences of some seconds are to be missing
         command.signal(signal.SIGINT)
         assert await command.ends() == 1
+    assert "not one report came" in command.text
     assert re.search(r"[1-9] occurrences, 0 reported in time; [1-9] missing, 0 late, 0 extra", command.text)
 
 
@@ -147,7 +148,7 @@ async def test_schedules_of_the_registry_are_compared_paused_too(stack: Stack) -
         await client.schedules.pause("a")
         await client.schedules.create("b", "app.f", cron="0 0 1 1 *")
     end = datetime.now(UTC).replace(microsecond=0)
-    since = ["--since", iso(end - 3 * SECOND), "--until", iso(end), "--tolerance", "1s"]
+    since = ["--since", iso(end - 3 * SECOND), "--until", iso(end), "--tolerance", "400ms"]
     result = await acall("shadow", *since, "--tag", "old")
     assert result.exit_code == 1
     assert "3 occurrences, 0 reported in time; 3 missing" in result.stderr
@@ -166,6 +167,27 @@ async def test_reports_that_cannot_be_read_are_told_and_fail(stack: Stack) -> No
     assert result.exit_code == 1
     assert "a report that cannot be read: message 1: {'task': 'a'}" in result.stderr
     assert "0 occurrences, 0 reported in time" in result.stderr
+    assert "not one report came" not in result.stderr
+
+
+@pytest.mark.parametrize("junk", ["schedule=a", '"a"', "[1]", "{", "\xff"])
+async def test_junk_is_told_with_what_is_allowed(stack: Stack, junk: str) -> None:
+    write({"id": "a", "function": "app.f", "cron": "0 0 1 1 *"})
+    await stack.bus.store(Outgoing(stack.names.event("shadow.fired"), junk.encode("latin-1")))
+    result = await acall("shadow", "s.yaml", "--since", iso(datetime.now(UTC) - 5 * SECOND))
+    assert result.exit_code == 1
+    assert "a report that cannot be read: message 1: " in result.stderr
+    assert "allowed is a map with 'schedule' or 'function'" in result.stderr
+    assert "unpack" not in result.stderr
+
+
+async def test_where_nothing_was_reported_it_says_how_to(stack: Stack) -> None:
+    write({"id": "a", "function": "app.f", "every": 60})
+    result = await acall("shadow", "s.yaml", "--since", "3m", "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["reports"] == 0
+    assert "not one report came" in result.stderr
+    assert """jetcron send shadow.fired '{"schedule": "a"}'""" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -181,6 +203,13 @@ async def test_reports_that_cannot_be_read_are_told_and_fail(stack: Stack) -> No
         (["--for", "1h", "nowhere.yaml"], 1, "nowhere.yaml: cannot be read"),
         (["--since", "2020-01-01"], 1, "reports are kept 7 days"),
         (["--since", "2931-01-01"], 1, "no time has passed"),
+        (["--since", "1m", "--until", "2931-01-01"], 2, "--until: 2931-01-01 is to come; allowed are times"),
+        (["--for", "1h", "--tolerance", "30s"], 1, "schedule 'a' fires 60 s apart; allowed is under half"),
+        (
+            ["--since", "1h", "--tolerance", "30s"],
+            1,
+            "the tolerance is 30 s, and schedule 'a' fires 60 s apart",
+        ),
     ],
 )
 async def test_mistakes_are_told(stack: Stack, arguments: list[str], code: int, said: str) -> None:

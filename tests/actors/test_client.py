@@ -48,6 +48,14 @@ class Order:
     n: int
 
 
+@pytest.mark.parametrize("wrong", ["nats://127.0.0.1:4222", {"nats_url": "x"}])
+def test_what_is_no_settings_is_told_how_to_say_it(wrong: Any) -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"Client: settings is no Settings .*Settings\.load\(nats_url="
+    ):
+        Client(wrong)
+
+
 async def test_one_event_and_many(shared_nats: NatsServer) -> None:
     async with connected(shared_nats) as (stack, client):
         (id,) = await client.send(Event("one", {"n": 1}))

@@ -118,7 +118,7 @@ async def test_what_is_no_event_goes_to_the_dead_stream_and_stops_nothing(stack:
     lying = encode(WireEvent(id="a", name="another", ts=1))
     bodies = [
         (b"\xc1", {}, "msgpack"),
-        (b"[1]", {}, "not msgpack"),
+        (b"[1]", {}, "a JSON or msgpack map was expected, not b'[1]'"),
         (b'{"n": ', {}, "JSON"),
         (lying, {"Jetcron-Event": "1"}, "another"),
         (b"{}", {"Jetcron-At": "tomorrow"}, "RFC 3339"),

@@ -556,7 +556,8 @@ async def test_a_told_executor_finishes_what_it_has_and_hands_back_the_rest(
     # Nothing is delivered again by itself: what comes back was handed back.
     async with house(shared_nats, app, ack_wait=600, grace=1.0, lead=30, late_after=60) as h:
         in_hand = await h.run("working")
-        not_due = await h.run("waiting", at=from_ms(h.stack.clock.now() + 4_000))
+        due = h.stack.clock.now() + 4_000
+        not_due = await h.run("waiting", at=from_ms(due))
         await h.stack.journal.wait("claimed", 2)
         await asyncio.wait_for(started.wait(), PATIENCE)
         stopping = asyncio.create_task(h.executors[0].stop())
@@ -565,12 +566,16 @@ async def test_a_told_executor_finishes_what_it_has_and_hands_back_the_rest(
         gate.set()
         await stopping
         assert await in_hand.result(PATIENCE) == "finished"
-        assert await not_due.status() == "running", "claimed, and not run"
+        assert await not_due.status() == "waiting", "claimed, not run, and handed over"
         assert await after_stop.status() == "queued"
         await h.stack.execute(app)
         assert await after_stop.result(PATIENCE) == "ran"
         assert await not_due.result(PATIENCE) == "ran"
-        assert outcomes(await not_due.history()) == ["lost", "completed"]
+        assert outcomes(await not_due.history()) == ["waiting", "completed"]
+        begun = [attempt.started for attempt in (await not_due.history()).attempts]
+        assert begun[0] is None
+        assert begun[1] is not None
+        assert begun[1] >= due
 
 
 async def test_a_paused_function_keeps_its_runs_waiting(shared_nats: NatsServer) -> None:

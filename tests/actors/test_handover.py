@@ -1,6 +1,7 @@
 """Hand-over on a real server: who executes an occurrence, whoever asks, whenever, and that it is one."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -247,9 +248,16 @@ async def test_the_verb_and_the_ledger(stack: Stack, client: Client, monkeypatch
         return [decode(Gap, one.payload) for one in subjects if ".gap-" in one.subject]
 
     await until(left, what="a gap")
-    result = await acall("schedules", "hand-over", "--function", "app.f")
+    asked = ["schedules", "hand-over", "--function", "app.f"]
+    for more, code in (("--dry-run", 0), ("--json", 1)):
+        result = await acall(*asked, more)
+        assert result.exit_code == code, result.output
+        assert (await client.schedules.get("a")).executes == "other"
+    assert "--yes hands over" in result.output
+    result = await acall(*asked, "--yes")
     assert result.exit_code == 0, result.output
-    assert "1 schedules changed hands" in result.stderr
+    assert "to Jetcron: 1, to the other: 0, left as they are: 0" in result.stdout
+    assert "1 schedule changed hands" in result.stderr
     await until(lambda: len(began) >= 2, what="runs here")
     found = await left()
     assert {one.reason for one in found} == {"handed_over"}
@@ -258,6 +266,41 @@ async def test_the_verb_and_the_ledger(stack: Stack, client: Client, monkeypatch
     assert times == list(range(last + 1000, last + 1000 * (len(times) + 1), 1000)), "no gap and no double"
     shown = await acall("runs", "gaps")
     assert "left to the other scheduler, which executes it" in shown.stdout
-    again = await acall("schedules", "hand-over", "a", "--percent", "0", "--json")
+    again = await acall("schedules", "hand-over", "a", "--percent", "0", "--yes", "--json")
     assert again.exit_code == 0, again.output
-    assert '"id": "a"' in again.stdout
+    assert json.loads(again.stdout) == {"to_jetcron": [], "to_other": ["a"], "left": 0, "native": 0}
+    assert (await client.schedules.get("a")).executes == "other"
+
+
+async def test_schedules_that_never_had_another_scheduler_are_left_alone(
+    stack: Stack, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NATS_URL", stack.settings.nats_url)
+    monkeypatch.setenv("JETCRON_NAMESPACE", stack.settings.namespace)
+    await stack.start("cron-sync")
+    await stack.register(noting([]))
+    await client.schedules.create_many(
+        {"id": f"own-{n}", "function": "app.f", "every": 3600, "tags": ["pay"]} for n in range(40)
+    )
+    await client.schedules.create_many(
+        {"id": f"old-{n}", "function": "app.f", "every": 3600, "executes": "other"} for n in range(40)
+    )
+    ask = ["schedules", "hand-over"]
+    result = await acall(*ask, "--tag", "pay", "--percent", "1")
+    assert result.exit_code == 0, "nothing to ask about"
+    assert "to the other: 0, left as they are: 40, of which 40 never had another scheduler" in result.stdout
+    await client.schedules.hand_over(app="app", percent=100)
+    back = await client.schedules.hand_over(app="app", percent=0)
+    assert sorted(one.id for one in back) == sorted(f"old-{n}" for n in range(40))
+    page = await client.schedules.list(limit=100)
+    assert {one.id for one in page.schedules if one.executes == "other"} == {f"old-{n}" for n in range(40)}
+    for more in (
+        ["--tag", "nosuch"],
+        ["--app", "nosuch", "--yes"],
+        ["own-1", "--tag", "nosuch", "--dry-run"],
+    ):
+        result = await acall(*ask, *more)
+        assert result.exit_code == 1
+        assert "='nosuch'" in result.stderr
+    with pytest.raises(NotFound, match=r"no schedule created as data matches app='app' and tag='x'"):
+        await client.schedules.hand_over(app="app", tag="x")

@@ -248,6 +248,33 @@ async def test_a_run_that_waits_or_is_to_be_retried_still_goes_on(shared_nats: N
         assert await h.left_out() == [2, 3]
 
 
+@pytest.mark.parametrize("policy", ["skip", "queue"])
+async def test_a_run_that_a_stop_cuts_off_still_goes_on(shared_nats: NatsServer, policy: Overlap) -> None:
+    """Handed over, it has its lane all the same: another occurrence does not go in before its next turn does."""
+    async with house(shared_nats, policy, grace=0.1) as h:
+        await h.fire(1)
+        await h.began(1)
+        (holder,) = [executor for executor in h.executors if executor.actor._in_hand]
+        stopping = asyncio.create_task(holder.stop())
+        await h.ended("waiting", 1)
+        await h.fire(2)
+        await h.began(1, 1)
+        await stopping
+        h.doing.end(2).set()
+        if policy == "skip":
+            await h.settled_but(1)
+            assert await h.left_out() == [2]
+        else:
+            await h.waits(2)
+        h.doing.end(1).set()
+        await h.ended("completed", 1)
+        if policy == "queue":
+            await h.ended("completed", 2)
+        await h.settled()
+        assert h.doing.began == ([1, 1] if policy == "skip" else [1, 1, 2])
+        assert h.doing.met == []
+
+
 # queue
 
 

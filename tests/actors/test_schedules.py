@@ -115,10 +115,10 @@ async def test_every_fault_of_every_schedule_is_told_at_once_and_nothing_is_crea
     assert isinstance(caught.value, ScheduleRefused)
     assert {id: len(faults) for id, faults in caught.value.faults.items()} == {
         "x" * 201: 2,
-        "late": 2,
+        "late": 3,
         "good": 1,
     }
-    for said in ("200", "every=0.5", "reports.absent", "Mars", "twice"):
+    for said in ("200", "every=0.5", "reports.absent", "Mars", "never fires", "twice"):
         assert said in str(caught.value)
     assert await stack.bus.subjects(stack.names.registry, stack.names.schedules_of_shard("*")) == [
         stack.names.schedule_key("reports.nightly")
@@ -238,6 +238,55 @@ async def test_an_update_that_cannot_be_names_every_fault(stack: Stack, client: 
     assert set(reply.faults) == {"a", "b"}
 
 
+async def test_what_can_be_seen_of_an_update_is_refused_before_it_is_sent(
+    stack: Stack, client: Client
+) -> None:
+    await client.schedules.create("x2", "reports.send", every=60)
+    with pytest.raises(ScheduleRefused) as caught:
+        await client.schedules.update(
+            "x2",
+            jitter=-1,
+            max_runs=0,
+            overlap="never",  # type: ignore[arg-type]
+            catch_up="x",  # type: ignore[arg-type]
+            cron="61 * * * *",
+            timezone="Mars",
+        )
+    told = caught.value.faults["x2"]
+    names = [
+        "jitter=-1",
+        "timezone='Mars'",
+        "catch_up='x'",
+        "overlap='never'",
+        "max_runs=0",
+        "cron='61 * * * *'",
+    ]
+    assert [text[: len(name)] for text, name in zip(told, names, strict=True)] == names
+    await ended(stack)
+    assert await stack.dead() == []
+    assert (await client.schedules.get("x2")).every == timedelta(seconds=60)
+
+
+async def test_what_has_no_id_or_one_too_long_is_told_shortly(stack: Stack, client: Client) -> None:
+    with pytest.raises(ScheduleRefused) as caught:
+        await client.schedules.create("", "reports.send", every=0.5)
+    assert "#1" not in str(caught.value)
+    assert str(caught.value).splitlines() == [
+        "schedule '': every=0.5; allowed are seconds or a timedelta, from 1 s to 3660 days",
+        "schedule '': its id is empty; give at least one character",
+    ]
+    with pytest.raises(ScheduleRefused) as caught:
+        await client.schedules.create("x" * 201, "reports.absent", every=0.5)
+    assert set(caught.value.faults) == {"x" * 201}
+    for line in str(caught.value).splitlines():
+        assert line.startswith(f"schedule '{'x' * 40}'…: ")
+        assert "x" * 41 not in line
+    raw = {"id": "x" * 201, "function": "reports.send", "every": 10}
+    reply = await command(stack, "schedules.create", schedules=[raw, raw | {"id": ""}])
+    assert set(reply.faults) == {"x" * 201, "#2"}
+    assert all("x" * 41 not in error for error in reply.errors)
+
+
 # States.
 
 
@@ -283,6 +332,30 @@ async def test_what_names_no_schedule_is_refused_before_it_is_sent(stack: Stack,
         await client.schedules.pause("a", if_revision=0)
     assert await client.schedules.pause() == []
     assert await stack.dead() == []
+
+
+async def test_what_does_not_exist_is_not_found_or_a_fault_of_an_order_of_many(
+    stack: Stack, client: Client
+) -> None:
+    schedules = client.schedules
+    for one in (
+        schedules.update("absent", payload=1),
+        schedules.get("absent"),
+        schedules.show("absent"),
+        schedules.history("absent"),
+        schedules.preview("absent"),
+        schedules.trigger("absent"),
+        schedules.backfill("absent", from_ms(0), from_ms(1)),
+        schedules.hand_over("absent"),
+    ):
+        with pytest.raises(NotFound, match="there is no schedule 'absent'") as caught:
+            await one
+        assert not isinstance(caught.value, ConfigurationError)
+        assert not hasattr(caught.value, "faults")
+    for move in (schedules.pause, schedules.unpause, schedules.archive, schedules.delete):
+        with pytest.raises(ScheduleRefused) as refused:
+            await move("absent", "too")
+        assert set(refused.value.faults) == {"absent", "too"}
 
 
 async def test_code_and_data_do_not_take_each_others_ids(stack: Stack, client: Client) -> None:
@@ -335,12 +408,14 @@ async def test_what_fired_for_the_last_time_has_ended_and_what_is_once_is_gone(
         return states == ["deleted", "deleted", "ended"]
 
     await until(gone, what="all three over")
+    assert {(await stored(stack, id))[0].by for id in ("once", "past", "thrice")} == {"its end"}
     with pytest.raises(NotFound):
         await client.schedules.get("once")
     with pytest.raises(ScheduleRefused, match="'thrice' is ended"):
         await client.schedules.unpause("thrice")
-    more = await client.schedules.update("thrice", max_runs=4, every=3_600)
+    more = await client.schedules.update("thrice", max_runs=4, every=3_600, by="me")
     assert more.next is not None
+    assert (await client.schedules.get("thrice")).by == "me"
 
 
 async def test_schedules_follow_their_function_and_what_was_paused_before_stays_so(
@@ -422,7 +497,7 @@ async def test_what_cannot_be_run_is_refused(stack: Stack, client: Client) -> No
     for start, end in ((now, now - timedelta(hours=1)), (now, now + timedelta(hours=1))):
         with pytest.raises(ConfigurationError, match="allowed are a start before the end"):
             await client.schedules.backfill("a", start, end)
-    with pytest.raises(ConfigurationError, match="allowed are 100000 at one time"):
+    with pytest.raises(ConfigurationError, match="allowed are 100,000 at one time; do it in parts"):
         await client.schedules.backfill("a", now - timedelta(days=3), now)
     with pytest.raises(NotFound):
         await client.schedules.trigger("absent")

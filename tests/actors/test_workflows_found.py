@@ -216,7 +216,7 @@ async def test_a_turn_that_is_held_again_after_it_was_woken_is_not_left_behind(s
     assert await handle.result(PATIENCE) is True
     again.go.set()
     await stage.stack.settled(names.work, names.run_consumer(handle.function))
-    assert await stage.stack.bus.subjects(names.work, names.runs_later_of(handle.function)) == []
+    assert await stage.stack.bus.subjects(names.work, names.runs_later_of(handle.function, handle.id)) == []
 
 
 async def test_a_large_result_that_is_loaded_is_not_overtaken_by_those_after_it(stage: Stage) -> None:
@@ -337,7 +337,8 @@ async def test_an_event_that_comes_in_time_while_a_look_takes_long_is_not_missed
     assert looks > nth
 
 
-async def test_a_turn_held_again_by_who_then_died_is_not_left_behind(stage: Stage) -> None:
+@pytest.mark.parametrize("way", ["woken", "cancelled"])
+async def test_a_turn_held_again_by_who_then_died_is_not_left_behind(stage: Stage, way: str) -> None:
     names = stage.stack.names
     again = Wait(asyncio.Event(), asyncio.Event())
 
@@ -350,11 +351,38 @@ async def test_a_turn_held_again_by_who_then_died_is_not_left_behind(stage: Stag
     first.bus.arm(again, on=".run.later.")
     handle = await stage.play(code)
     await again.reached.wait()
-    await stage.send(Event("died.go"))
-    assert await handle.result(PATIENCE) is True
+    if way == "woken":
+        await stage.send(Event("died.go"))
+        assert await handle.result(PATIENCE) is True
+    else:
+        assert await handle.cancel() == "cancelled"
     first.bus.arm(Die(), on="PURGE")  # what would remove it
     again.go.set()
     await until(lambda: first.bus.dead)
+    held = names.runs_later_of(handle.function, handle.id)
+    assert len(await stage.stack.bus.subjects(names.work, held)) == 1
     await stage.restart(AWAY)
     await stage.stack.settled(names.work, names.run_consumer(handle.function))
-    assert await stage.stack.bus.subjects(names.work, names.runs_later_of(handle.function)) == []
+    assert await stage.stack.bus.subjects(names.work, held) == []
+
+
+async def test_a_turn_that_is_past_and_delivered_again_leaves_the_one_that_is_held(stage: Stage) -> None:
+    """What it may have held once more is removed, and nothing else: the run would wait for it in vain."""
+    names = stage.stack.names
+    acknowledging = Wait(asyncio.Event(), asyncio.Event())
+
+    async def code(ctx: Context, _: Any) -> Any:
+        await ctx.step.sleep("pause", 0.05)
+        found = await ctx.step.wait_for_event("go", "past.go", timeout=3600)
+        return found is not None
+
+    stage.executors[AWAY].bus.arm(acknowledging, on="+ACK")
+    handle = await stage.play(code)
+    await acknowledging.reached.wait()
+    await stage.waiting(handle, 2)
+    await stage.restart(AWAY)
+    await stage.stack.settled(names.work, names.run_consumer(handle.function))
+    held = await stage.stack.bus.subjects(names.work, names.runs_later_of(handle.function, handle.id))
+    assert [names.parse_run_later(subject).turn for subject in held] == [2]
+    await stage.send(Event("past.go"))
+    assert await handle.result(PATIENCE) is True

@@ -1,12 +1,16 @@
 """docs/migrating.md: its programs run, its tables say what the code does."""
 
 import asyncio
+import contextlib
 import importlib
 import json
+import os
+import pwd
 import re
+import shlex
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Thread
@@ -21,8 +25,8 @@ from celery.beat import PersistentScheduler
 from celery.schedules import crontab
 
 from jetcron import App, Client, Context
-from jetcron.cli.schedule_files import read
 from jetcron.cli.schedule_handover import ELSEWHERE
+from jetcron.cli.schedule_reading import read
 from jetcron.shadow import EVENT, read_report
 from tests.examples.documents import ROOT, blocks
 from tests.support.command_line import acall
@@ -32,6 +36,13 @@ from tests.support.stack import FAST, Stack, until
 DOCUMENT = ROOT / "docs" / "migrating.md"
 OPS, REPORTING, LISTENER, ASKING, HANDING_OVER = blocks(DOCUMENT, "python")
 CRONTAB = "GREETING=hello\n0 3 * * *  echo $GREETING $(cat)%world\n"
+
+PROJ = """
+from celery import Celery
+
+app = Celery("proj", broker="memory://")
+app.conf.beat_schedule = {"often": {"task": "proj.send", "schedule": 0.1}}
+"""
 
 
 @pytest_asyncio.fixture
@@ -62,7 +73,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         sys.modules.pop(name, None)
 
 
-@contextmanager
+@contextlib.contextmanager
 def reports() -> Iterator[tuple[str, list[Any]]]:
     """An endpoint that notes what is posted, in the place of `jetcron shadow --http`; its address."""
     heard: list[Any] = []
@@ -115,10 +126,15 @@ async def test_a_crontab_is_imported_applied_asked_and_handed_over(stack: Stack,
     assert (await acall(*asked)).exit_code == ELSEWHERE == 3
     assert (await acall("schedules", "fired", "nothing")).exit_code == 1
     assert (await acall("schedules", "fired", "echo", "--within", "soon")).exit_code == 2
+    wide = await acall("schedules", "fired", "echo", "--within", "12h")
+    assert wide.exit_code == 1
+    assert (
+        "--within is 12 h, and schedule 'echo' fires 24 h apart; allowed is under half of that" in wide.stderr
+    )
     assert "exits 0 where the command is to run, 3" in DOCUMENT.read_text()
 
-    result = await acall("schedules", "hand-over", "echo")
-    assert "1 schedules changed hands" in result.stderr
+    result = await acall("schedules", "hand-over", "echo", "--yes")
+    assert "1 schedule changed hands" in result.stderr
     async with Client(stack.settings) as client:
         assert (await client.schedules.get("echo")).executes == "jetcron"
         run = await client.schedules.trigger("echo")
@@ -137,6 +153,53 @@ def test_beat_reports_and_sends_all_the_same(
     assert read_report(heard[0], 7).schedule == "nightly"
     made.apply_entry(entry)  # nobody listens any more
     assert sent == ["proj.send", "proj.send"]
+
+
+async def test_the_command_starts_beat_with_the_class_that_reports(tmp_path: Path) -> None:
+    (command,) = re.findall(
+        r"`(\S*python \S+ celery -A proj beat [^`]+|celery -A proj beat [^`]+)`", DOCUMENT.read_text()
+    )
+    (tmp_path / "proj.py").write_text(PROJ)
+    with reports() as (where, heard):
+        (tmp_path / "beat.py").write_text(REPORTING.text.replace("127.0.0.1:8125", where))
+        program, *arguments = shlex.split(command)
+        beat = await asyncio.create_subprocess_exec(
+            str(Path(sys.executable).with_name(program)),
+            *arguments,
+            cwd=tmp_path,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        try:
+            await until(lambda: heard or beat.returncode is not None, what="beat reports")
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                beat.kill()
+            said, _ = await beat.communicate()
+    assert heard[:1] == [{"schedule": "often"}], said.decode()
+
+
+def test_a_line_of_another_user_is_executed_as_he(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ops = module("ops", OPS.text)
+    ran: list[dict[str, Any]] = []
+
+    def run(command: str, **more: Any) -> Any:
+        ran.append({name: more[name] for name in ("user", "group", "extra_groups") if name in more})
+        return subprocess.CompletedProcess(command, 0, stdout="")
+
+    monkeypatch.setattr("subprocess.run", run)
+    monkeypatch.setattr("getpass.getuser", lambda: "somebody")
+    other = pwd.getpwuid(os.getuid())
+    for job in (
+        {"command": "x"},
+        {"command": "x", "user": "somebody"},
+        {"command": "x", "user": other.pw_name},
+    ):
+        ops.shell(None, job)
+    groups = os.getgrouplist(other.pw_name, other.pw_gid)
+    assert ran == [{}, {}, {"user": other.pw_name, "group": other.pw_gid, "extra_groups": groups}]
+    with pytest.raises(KeyError, match="no-such-user"):
+        ops.shell(None, {"command": "x", "user": "no-such-user"})
 
 
 def test_apscheduler_tells_the_times_it_meant() -> None:

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import pytest
 
 from jetcron import App, Client
-from jetcron.cli.schedule_files import read
+from jetcron.cli.schedule_reading import read
 from jetcron.definitions import FIELDS, MAX_PAYLOAD, MAX_TAGS
 from jetcron_protocol.messages import ScheduleState
 from jetcron_protocol.subjects import MAX_ID

@@ -109,6 +109,28 @@ def test_lines_that_cannot_be_carried_over_are_refused(line: str, why: str) -> N
     assert why in str(entry.refused)
 
 
+def test_every_field_that_is_wrong_is_named() -> None:
+    refused = str(only("60 5/10 L * mxn x").refused)
+    assert [part.split(" '")[0] for part in refused.split("; ") if " '" in part] == [
+        "minute",
+        "hour",
+        "day of month",
+        "day of week",
+    ]
+
+
+@pytest.mark.parametrize("between", [" ", "\t", "\t\t", " \t "])
+def test_blanks_and_tabs_end_the_user_alike(between: str) -> None:
+    line = between.join(["17 *\t* * *", "root", "cd / && run-parts --report /etc/cron.hourly\tx"])
+    schedule = only(line, system=True).schedule
+    assert schedule is not None
+    assert schedule["cron"] == "17 * * * *"
+    assert schedule["payload"] == {
+        "command": "cd / && run-parts --report /etc/cron.hourly\tx",
+        "user": "root",
+    }
+
+
 def test_a_crontab_with_settings() -> None:
     text = """
 # m h dom mon dow command

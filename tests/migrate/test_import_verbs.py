@@ -11,7 +11,7 @@ import apscheduler.schedulers.background  # noqa: F401 - imported before the fix
 import celery.schedules  # noqa: F401
 import pytest
 
-from jetcron.cli.schedule_files import read
+from jetcron.cli.schedule_reading import read
 from tests.support.command_line import call
 
 CRONTAB = """SHELL=/bin/sh
@@ -47,6 +47,16 @@ def send(team): ...
 
 scheduler.add_job(send, "cron", day_of_week=0, hour=9, id="monday", args=["sales"])
 scheduler.add_job(send, "interval", minutes=7, start_date="2030-01-01 00:00:01", id="odd", args=["ops"])
+"""
+
+APSCHEDULER_4 = """
+class Scheduler:
+    def add_schedule(self, func, trigger): ...
+    def get_schedules(self): return ["a"]
+    def add_job(self, func): ...
+    def get_jobs(self): return []
+
+scheduler = Scheduler()
 """
 
 
@@ -85,7 +95,7 @@ def test_a_crontab_becomes_a_file_and_what_cannot_be_is_told(folder: Path) -> No
     assert "backup" in table[1]
     assert "ops.backup" in table[1]
     assert "refused: @reboot is no time" in table[2]
-    assert "s.yaml: 1 schedules" in result.stderr
+    assert "s.yaml: 1 schedule; look at it, then" in result.stderr
     assert "1 of 2 entries cannot be carried over" in result.stderr
     assert (folder / "s.yaml").read_text().startswith("# not carried over: line 3: @reboot")
     assert read("s.yaml") == [
@@ -112,6 +122,30 @@ def test_a_crontab_from_stdin_in_the_machines_zone(folder: Path, monkeypatch: py
     assert "s.jsonl exists; --force overwrites it" in again.stderr
     assert call("import", "crontab", "-", "--out", "s.jsonl", "--force", input="1 1 * * * x\n").exit_code == 0
     assert read("s.jsonl")[0]["id"] == "x"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "nothing was read from stdin"),
+        ("\n \n", "nothing was read from stdin"),
+        ("# none\nSHELL=/bin/sh\n", "-: there are no entries"),
+    ],
+)
+def test_where_there_are_no_entries_nothing_is_written(folder: Path, text: str, said: str) -> None:
+    result = call("import", "crontab", "-", "--timezone", "UTC", "--out", "s.yaml", input=text)
+    assert result.exit_code == 1
+    assert said in result.stderr
+    assert "nothing is written" in result.stderr
+    assert not (folder / "s.yaml").exists()
+
+
+def test_a_scheduler_of_apscheduler_4_is_told_from_one_of_3(folder: Path) -> None:
+    (folder / "jobs.py").write_text(APSCHEDULER_4)
+    result = call("import", "apscheduler", "jobs", "--out", "s.yaml")
+    assert result.exit_code == 1
+    assert "jobs is a scheduler of APScheduler 4; allowed is one of 3.x" in result.stderr
+    assert not (folder / "s.yaml").exists()
 
 
 def test_celery_with_what_is_added_when_it_is_finalized(folder: Path) -> None:

@@ -30,7 +30,7 @@ from jetcron_protocol.codec import DecodeError, decode
 from jetcron_protocol.messages import DeadLetter, Gap, JournalEntry, Schedule
 from jetcron_protocol.subjects import Names, TickName
 from tests.chaos.apps import PERIODS
-from tests.support.nats_server import NatsServer, _die_with, _follows_parent
+from tests.support.nats_server import NatsCluster, NatsServer, _die_with, _follows_parent
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 60.0
@@ -57,6 +57,7 @@ than it deserves; and nothing is late, so that every occurrence has to run, howe
 _AWAY = (
     "no NATS server answers",
     "answers without JetStream",
+    "its JetStream does not",
     "the connection to NATS was lost",
     "no answer within",
 )
@@ -104,6 +105,8 @@ class Member:
         self.wanted = False
         """Whether it is started anew when it ends."""
         self.frozen = False
+        self.told = False
+        """Whether this life was told to end."""
         self.lives = 0
         self.ends: list[str] = []
         """How its lives ended that nobody here ended: exit code and last lines."""
@@ -140,7 +143,7 @@ class Member:
                 preexec_fn=_die_with(os.getpid()) if _follows_parent() else None,
             )
         self.lives += 1
-        self.frozen = False
+        self.frozen = self.told = False
 
     def kill(self, *, again: bool = True) -> None:
         """End it at once. `again`: it is started anew, as a supervisor would."""
@@ -149,6 +152,12 @@ class Member:
             self._process.kill()
             self._process.wait()
         self._process = None
+
+    def tell(self) -> None:
+        """Tell it to stop, as a supervisor does for a deploy; it is started anew when it has."""
+        if self.begun() and not self.told:
+            self.told = True
+            os.kill(self.pid, signal.SIGTERM)
 
     def freeze(self) -> None:
         if self.alive:
@@ -167,6 +176,7 @@ class Member:
         if (
             self._process is not None
             and self._process.returncode != -signal.SIGKILL
+            and not (self.told and self._process.returncode == 0)
             and not any(text in self.log()[-300:] for text in _AWAY)
         ):
             self.ends.append(f"{self.name} ended with {self._process.returncode}: {self.log()[-3000:]}")
@@ -367,7 +377,7 @@ def due_times(function: str, after: int, until: int) -> set[int]:
 class Chaos:
     """A server with the topology applied, two copies of each actor, and the books."""
 
-    def __init__(self, folder: Path, server: NatsServer, **environment: str) -> None:
+    def __init__(self, folder: Path, server: NatsServer | NatsCluster, **environment: str) -> None:
         self.server = server
         self.notes_file = folder / "notes"
         self.gates = folder / "gates"
@@ -379,8 +389,12 @@ class Chaos:
             "CHAOS_GATES": str(self.gates),
             **environment,
         }
-        fast = {k.removeprefix("JETCRON_").lower(): v for k, v in self.environment.items() if k in FAST}
-        self.settings = Settings.load(nats_url=server.url, **fast)
+        given = {
+            name.removeprefix("JETCRON_").lower(): value
+            for name, value in self.environment.items()
+            if name.startswith("JETCRON_")
+        }
+        self.settings = Settings.load(nats_url=server.url, **given)
         self.bus = Bus(self.settings, name="chaos")
         self.books = Books(self.bus)
         self.members = [
@@ -635,9 +649,11 @@ class Chaos:
 
 
 @contextlib.asynccontextmanager
-async def chaos(folder: Path, **environment: str) -> AsyncIterator[Chaos]:
-    """A server and two copies of every actor; all of it ends with the context."""
-    async with NatsServer(folder / "nats") as server:
+async def chaos(folder: Path, *, replicas: int = 1, **environment: str) -> AsyncIterator[Chaos]:
+    """A server, or three, and two copies of every actor; all of it ends with the context."""
+    servers = NatsServer(folder / "nats") if replicas == 1 else NatsCluster(folder / "nats")
+    async with servers as server:
+        environment["JETCRON_REPLICAS"] = str(replicas)
         running = Chaos(folder, server, **environment)
         async with running.bus:
             tasks: list[asyncio.Task[None]] = []

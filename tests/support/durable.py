@@ -20,9 +20,15 @@ KINDS = ("cron-sync", "event-router", "executor")
 COPIES = 2
 APP = "tests.support.workflow_app:app"
 TTL = float(FAST["JETCRON_EXECUTOR_TTL"])
-SETTINGS = FAST | {"JETCRON_LOST_ATTEMPTS": "1000", "JETCRON_SHORT_WAIT": "0.3", "JETCRON_MAX_INLINE": "2048"}
+SETTINGS = FAST | {
+    "JETCRON_LOST_ATTEMPTS": "1000",
+    "JETCRON_SHORT_WAIT": "0.3",
+    "JETCRON_MAX_INLINE": "2048",
+    "JETCRON_GRACE": "0.2",
+}
 HARMS = {
     "executor killed": 30,
+    "executor told to stop": 20,
     "router killed": 10,
     "both executors killed": 6,
     "all killed": 3,
@@ -103,6 +109,8 @@ class Durable:
         match kind:
             case "executor killed":
                 chance.choice(self.of("executor")).kill()
+            case "executor told to stop":
+                chance.choice(self.of("executor")).tell()
             case "router killed":
                 chance.choice(self.of("event-router")).kill()
             case "both executors killed":

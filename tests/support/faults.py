@@ -52,10 +52,11 @@ class Refuse:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """The write waits until the test sets `go`; `reached` says that it has come here."""
+    """The write waits until the test sets `go`, or, `after` it, its answer; `reached` says that it has come here."""
 
     reached: asyncio.Event
     go: asyncio.Event
+    after: bool = False
 
 
 Fault = Die | LoseAnswer | Refuse | Wait
@@ -139,11 +140,12 @@ class FaultyBus(Bus):
                 raise TryAgain(408, 0, "the answer was lost by the test")
             case Refuse(error=error):
                 raise error
-            case Wait(reached=reached, go=go):
+            case Wait(reached=reached, go=go, after=after):
+                answer = await write() if after else None
                 reached.set()
                 await go.wait()
                 self._alive()
-                return await write()
+                return answer if after else await write()
 
     def _fault(self, name: str) -> Fault | None:
         for armed in list(self._armed):

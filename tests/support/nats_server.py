@@ -239,6 +239,91 @@ class NatsServer:
         return str(self.config.get("server_name", f"test-{self.port}"))
 
 
+class NatsCluster:
+    """Three servers that replicate to each other; an async context manager, and a `NatsServer` to its clients."""
+
+    def __init__(self, directory: Path) -> None:
+        routes = [_reserve() for _ in range(3)]
+        self._routes = routes
+        addresses = [f"nats://{HOST}:{sock.getsockname()[1]}" for sock in routes]
+        self.servers = [
+            NatsServer(
+                directory / f"n{number}",
+                config={
+                    "server_name": f"n{number}",
+                    "cluster": {
+                        "name": "test",
+                        "listen": f"{HOST}:{sock.getsockname()[1]}",
+                        "routes": addresses,
+                    },
+                },
+            )
+            for number, sock in enumerate(routes)
+        ]
+        if sys.platform != "linux":
+            self._close_routes()
+
+    @property
+    def url(self) -> str:
+        """Where clients connect: any of them."""
+        return ",".join(server.url for server in self.servers)
+
+    @property
+    def running(self) -> bool:
+        """Whether a majority exists."""
+        return sum(server.running for server in self.servers) * 2 > len(self.servers)
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+    async def start(self) -> None:
+        """Start those that do not run; return when the cluster has a leader."""
+        for server in self.servers:
+            if not server.running:
+                await server.start()
+        async with asyncio.timeout(START_TIMEOUT):
+            while not await self._led():  # noqa: ASYNC110 - a server sets no event
+                await asyncio.sleep(_POLL)
+
+    async def _led(self) -> bool:
+        """Whether JetStream answers a request: nobody but its leader does."""
+        reader, writer = await asyncio.open_connection(HOST, self.servers[0].port)
+        try:
+            writer.write(b'CONNECT {"verbose": false}\r\nSUB answer 1\r\nPUB $JS.API.INFO answer 0\r\n\r\n')
+            async with asyncio.timeout(1):
+                while not (line := await reader.readline()).startswith(b"MSG"):
+                    if not line:
+                        return False
+            return True
+        except (OSError, TimeoutError):
+            return False
+        finally:
+            writer.close()
+
+    def resume(self) -> None:
+        """Let those that are frozen go on."""
+        for server in self.servers:
+            server.resume()
+
+    def close(self) -> None:
+        """Kill them all and give their ports back."""
+        for server in self.servers:
+            server.close()
+        self._close_routes()
+
+    def _close_routes(self) -> None:
+        for sock in self._routes:
+            sock.close()
+
+
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """`over` laid on `base`, map by map."""
     result = dict(base)

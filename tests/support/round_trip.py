@@ -14,7 +14,7 @@ import typing_extensions
 from pydantic import BaseModel, ConfigDict, computed_field
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
-from jetcron.results import ResultReader, result_reader
+from jetcron.values.results import ResultReader, result_reader
 from jetcron_protocol.codec import pack, unpack
 
 

@@ -16,9 +16,9 @@ from zoneinfo import ZoneInfo
 
 from jetcron import cycle, revisions
 from jetcron.clock import from_ms, to_ms
-from jetcron.definitions import check
+from jetcron.fields import check
 from jetcron.registry import FAR_OFF_MS
-from jetcron_protocol.messages import Gap, Past, Run, Schedule, Tick
+from jetcron_protocol.messages import FunctionState, Gap, Past, Run, Schedule, Tick
 from tests.support.cron_oracle import Minutes, fires
 
 LEAD = 2_000
@@ -61,7 +61,10 @@ def _minutes(zone: str, middle: datetime) -> Minutes:
 
 @dataclass(frozen=True, slots=True)
 class Reign:
-    """A revision, by what was ordered: `wanted` is its state, `new` whether its `at` is not that of the one before."""
+    """A revision, by what was ordered.
+
+    `wanted` is the state it must have, `new` whether its `at` is not that of the one before.
+    """
 
     definition: dict[str, Any]
     wanted: str
@@ -91,11 +94,17 @@ class Reign:
 
 @dataclass(slots=True)
 class Written:
-    """A revision as it was written, and what had been ordered."""
+    """A revision as it was written, and what had been ordered: of itself, and of its function."""
 
     schedule: Schedule
     definition: dict[str, Any]
-    wanted: str
+    ordered: str
+    function: FunctionState
+
+    @property
+    def wanted(self) -> str:
+        """What it must be: what was ordered of it, if its function lets it."""
+        return self.function if self.ordered == "active" else self.ordered
 
 
 @dataclass(slots=True)
@@ -106,6 +115,7 @@ class Life:
     repeats: bool = False
     zone: str = ""
     base: int = 0
+    function: FunctionState = "active"
     written: list[Written] = field(default_factory=list)
     pasts: dict[int, Past] = field(default_factory=dict)
     held: set[tuple[int, int]] = field(default_factory=set)
@@ -125,7 +135,7 @@ class Life:
         self.zone = self.random.choice(list(CHANGES))
         self.base = to_ms(CHANGES[self.zone]) - LIFE // 2
         sync_down, tick_down = self._downtimes(), self._downtimes()
-        times = sorted(self._moment() for _ in range(self.random.randint(0, 7)))
+        times = sorted(self._moment() for _ in range(self.random.randint(0, 9)))
         self._at(self.base + self.random.randrange(HOUR), "order", ("create", self._definition()))
         for time in times:
             self._at(time, "order", self._order())
@@ -208,7 +218,7 @@ class Life:
         return found if "at" in found else found | self._bounds()
 
     def _order(self) -> tuple[str, dict[str, Any]]:
-        match self.random.randrange(10):
+        match self.random.randrange(12):
             case 0 | 1 | 2:
                 return "update", {"payload": self.random.randrange(1_000_000)}
             case 3:
@@ -223,6 +233,8 @@ class Life:
                 return "pause", {}
             case 7 | 8:
                 return "unpause", {}
+            case 9 | 10:
+                return "function", {"state": self.random.choice(("active", "active", "paused", "archived"))}
         return self.random.choice((("delete", {}), ("archive", {}), ("create", self._definition())))
 
     def _apply(self, what: str, changes: dict[str, Any], stored_at: int, now: int) -> None:
@@ -231,15 +243,16 @@ class Life:
         previous = before.schedule if before else None
         gone = previous is None or previous.state == "deleted"
         merged = dict(before.definition) if before and not gone else {}
-        wanted = before.wanted if before and not gone else "active"
+        ordered = before.ordered if before and not gone else "active"
+        made: Schedule | str | None
         raw = {"id": "s", "function": "app.f"}
         match what:
             case "create":
                 found = check(raw | changes, now=stored_at)
-                made: Schedule | str | None = found.schedule
+                made = found.schedule
                 if made is None or revisions.created(found.schedule, previous) is not None or not gone:  # type: ignore[arg-type]
                     return
-                merged, wanted = _merge({}, changes), "active"
+                merged, ordered = _merge({}, changes), "active"
             case "update":
                 found = revisions.updated("s", changes, previous, now=stored_at)
                 made = found.schedule
@@ -248,20 +261,36 @@ class Life:
                 if previous is None or changes["revision"] != len(self.written) or previous.state != "active":
                     return
                 made = replace(previous, state="deleted" if previous.at is not None else "ended")
+            case "function":
+                self.function = changes["state"]
+                made = revisions.followed(previous, self.function) if previous else None
             case _:
                 made = revisions.moved("s", what, previous)  # type: ignore[arg-type]
-                wanted = {"pause": "paused", "unpause": "active", "archive": "archived", "delete": "deleted"}[
-                    what
-                ]
+                ordered = {
+                    "pause": "paused",
+                    "unpause": "active",
+                    "archive": "archived",
+                    "delete": "deleted",
+                }[what]
+        if isinstance(made, Schedule) and what != "function":
+            if made.state == "active" and self.function == "archived":
+                return  # it has no function
+            made = revisions.beside(made, self.function)
         if not isinstance(made, Schedule) or (previous is not None and revisions.same(made, previous)):
             self.seen["refused"] += 1
+            if before is not None and isinstance(made, Schedule):
+                before.ordered = ordered  # nothing is to be written for it, says the product
+            if before is not None and what == "function":
+                before = replace(before, function=self.function)
+                self._check_state(before)
             return
         armed_from = cycle.successor_armed_from(previous, stored_at=stored_at, now=now, settle=SETTLES)
         made = revisions.settled(replace(made, armed_from=armed_from, command=self._command), previous)
         if previous is not None:
             self.pasts[len(self.written)] = Past(schedule=previous, end=armed_from)
-        self.written.append(Written(made, merged, wanted))
-        self.seen[what] += 1
+        self.written.append(Written(made, merged, ordered, self.function))
+        self._check_state(self.written[-1])
+        self.seen[what if what != "function" else f"function {self.function}"] += 1
         revision = len(self.written)
         first = cycle.first_tick(cycle.Entry(made, revision))
         if first is not None:
@@ -354,6 +383,13 @@ class Life:
             if inside != gap.count:
                 wrong.append(f"{gap} counts {gap.count} of {inside}")
         return wrong
+
+    def _check_state(self, one: Written) -> None:
+        over = ("ended", "deleted") if one.ordered == "active" else ()
+        if one.schedule.state not in (one.wanted, *over):
+            self.faults.append(
+                f"{one.schedule} is not {one.wanted}, as ordered: {one.ordered}, {one.function}"
+            )
 
     def _check_run(self, run: Run, reign: Reign) -> list[str]:
         assert run.scheduled_at is not None

@@ -687,6 +687,10 @@ def test_json_has_everything_under_stable_keys() -> None:
             "○ shop.checkout  R  waiting  for its turn",
         ),
         (
+            entry("waiting", 1, next_at=SECOND, on=[]),
+            "○ shop.checkout  R  waiting  handed over, its executor was told to stop",
+        ),
+        (
             entry("retrying", 1, next_at=SECOND, error=NO_FUNDS),
             "↻ shop.checkout  R  retrying  again at 2030-03-17 17:46:41Z  bank.NoFunds: card declined",
         ),

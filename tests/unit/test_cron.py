@@ -191,6 +191,25 @@ def test_refusals_name_the_field_the_value_and_what_is_allowed(expression: str, 
 
 
 @pytest.mark.parametrize(
+    ("expression", "named"),
+    [
+        ("61 99 * * FOO", ["1st field (minute)", "2nd field (hour)", "5th field (day of week)"]),
+        ("H(9-5) 25 H/90 * *", ["1st field (minute)", "2nd field (hour)", "3rd field (day of month)"]),
+        ("60 0 0 32W 13 L", ["1st field (second)", "4th field (day of month)", "5th field (month)", "6th"]),
+        ("TZ=Mars 61 * * * *", ["'Mars'", "1st field (minute)"]),
+        ("TZ=Mars 0 0 31 2 *", ["'Mars'", "never fires"]),
+    ],
+)
+def test_every_field_at_fault_is_named_in_its_order(expression: str, named: list[str]) -> None:
+    with pytest.raises(CronError) as caught:
+        parse(expression)
+    assert len(caught.value.reasons) == len(named)
+    for reason, name in zip(caught.value.reasons, named, strict=True):
+        assert name in reason
+        assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize(
     "name", ["Mars", "berlin", "", "../UTC", "America", "localtime", "right/UTC", "a\0b", "é"]
 )
 def test_zones_refused(name: str) -> None:

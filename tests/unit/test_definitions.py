@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from jetcron.clock import to_ms
 from jetcron.cycle import next_occurrence
-from jetcron.definitions import FIELDS, MAX_PAYLOAD, MAX_TAGS, check, definition
-from jetcron.given import checked, wire, written
+from jetcron.definitions import FIELDS, MAX_PAYLOAD, MAX_TAGS, definition
+from jetcron.fields import check
+from jetcron.given import changed, checked, wire, written
 from jetcron.options import CatchUp
 from jetcron_protocol.codec import decode, encode
 from jetcron_protocol.messages import Schedule
@@ -172,10 +173,164 @@ def test_every_field_at_fault_is_named_at_once() -> None:
     _, found = checked(wrong, now=NOW)
     for name in wrong.keys() - {"id", "timezone", "cron"}:
         assert sum(fault.startswith((name, repr(name))) for fault in found.faults) == 1, (name, found.faults)
-    assert len(found.faults) == 12
-    # An expression is read in its zone, under its rule: with these right, it is named too.
-    found = check({"id": "", "function": "send", "cron": "61 * * * *"}, now=NOW)
-    assert len(found.faults) == 3
+    assert len(found.faults) == 13
+    assert sum(fault.startswith("cron='61 * * * *': the 1st field") for fault in found.faults) == 1
+
+
+TOGETHER: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "an expression beside its zone": (
+        {"cron": "61 * * * *", "timezone": "Nope/X"},
+        ["timezone='Nope/X'", "cron='61 * * * *': the 1st field (minute) is '61'"],
+    ),
+    "an expression beside its rule": (
+        {"cron": "61 * * * *", "dst": "up"},
+        ["dst='up'", "cron='61 * * * *': the 1st field (minute) is '61'"],
+    ),
+    "a zone of the expression's own beside the given one": (
+        {"cron": "TZ=Mars 61 * * * *", "timezone": "Nope/X"},
+        ["timezone='Nope/X'", "cron='TZ=Mars 61 * * * *': the time zone 'Mars'"],
+    ),
+    "kinds of time, each of which is wrong": (
+        {"cron": "61 * * * *", "every": 0.5, "at": "noon"},
+        ["every=0.5", "at='noon'", "cron='61 * * * *'", "cron and every and at are given"],
+    ),
+    "an expression beside a sound period": (
+        {"cron": "61 * * * *", "every": "5m"},
+        ["cron='61 * * * *'", "cron and every are given"],
+    ),
+    "a rule for changed clocks beside two periods": (
+        {"cron": None, "every": "5m", "at": "2031-01-01T00:00:00Z", "dst": "skip"},
+        ["dst='skip' without cron=", "every and at are given"],
+    ),
+    "what never fires beside another field": (
+        {"end": "2030-01-30T00:00:00Z", "overlap": "never"},
+        ["overlap='never'", "cron='0 9 * * MON': it never fires within end=2030-01-30T00:00:00Z"],
+    ),
+    "all fields of an expression": (
+        {"cron": "61 99 * * FOO"},
+        [
+            "cron='61 99 * * FOO': the 1st field (minute) is '61'; allowed are 0-59; and the 2nd field (hour) is '99'"
+        ],
+    ),
+    "all tags": (
+        {"tags": ["", 5, "x" * 300, "fine"]},
+        [f"tags: '', 5, '{'x' * 40}'… (300 characters); allowed"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TOGETHER)
+def test_what_hangs_together_is_looked_at_all_the_same(case: str) -> None:
+    values, said = TOGETHER[case]
+    found = faults(**values)
+    assert [fault[: len(text)] for fault, text in zip(found, said, strict=True)] == said
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"jitter": timedelta(days=2)}, "jitter=2 days; allowed"),
+        ({"jitter": "2d"}, "jitter='2d'; allowed"),
+        ({"catch_up_within": timedelta(days=9_999)}, "catch_up_within=9999 days; allowed"),
+        (
+            {"cron": None, "at": "2031-01-01T00:00:00Z", "start": "2030-01-01T00:00:00Z"},
+            "start=2030-01-01T00:00:00Z beside at=",
+        ),
+        ({"catch_up": "skip", "catch_up_within": "90s"}, "catch_up_within=90 s beside catch_up='skip'"),
+        ({"overlap": "x" * 5_000}, f"overlap='{'x' * 40}'… (5000 characters); allowed"),
+        ({"max_runs": list(range(999))}, "max_runs=[0, 1, 2,"),
+        ({"cron": "9" * 2_000}, f"cron='{'9' * 40}'… (2000 characters): it has 2000 characters"),
+        ({"cron": 5}, "cron=5: a cron expression must be a string"),
+        ({"cron": "0 0 31 2 *"}, "cron='0 0 31 2 *': it never fires"),
+        (
+            {"cron": None, "every": 7200, "end": "2030-01-30T00:00:00Z"},
+            "every=2 hours: it never fires within end=2030-01-30T00:00:00Z, counted from 2030-01-31T12:00:00Z",
+        ),
+    ],
+)
+def test_a_fault_begins_with_the_field_and_its_value_as_people_write_it(
+    values: dict[str, Any], said: str
+) -> None:
+    (fault,) = faults(**values)
+    assert fault.startswith(said)
+    assert len(fault) < 400
+
+
+# Updates: what can be judged without the schedule that they change.
+
+
+def update_faults(**values: Any) -> list[str]:
+    return changed("team-7", values)[1]
+
+
+def test_every_given_field_of_an_update_is_looked_at() -> None:
+    wrong: dict[str, Any] = {
+        "function": None,
+        "cron": "61 * * * *",
+        "timezone": "Mars",
+        "dst": "up",
+        "jitter": -1,
+        "catch_up": "x",
+        "catch_up_within": 0,
+        "catch_up_most": 0,
+        "overlap": "never",
+        "executes": "celery",
+        "start": "then",
+        "end": "later",
+        "max_runs": 0,
+        "tags": [""],
+        "payload": {1},
+    }
+    found = update_faults(**wrong)
+    for name in wrong:
+        assert sum(fault.startswith((f"{name}=", f"{name}:")) for fault in found) == 1, (name, found)
+    assert len(found) == len(wrong)
+    # Word for word what `create` says of them.
+    assert set(found) - {"function=''"} <= {
+        *faults(**wrong),
+        *(f for f in found if f.startswith("function=")),
+    }
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"timezone": "Asia/Tokyo"},
+        {"dst": "skip"},
+        {"end": "2001-01-01T00:00:00Z"},
+        {"catch_up_most": 5},
+        {"catch_up_within": "2h"},
+        {"cron": "TZ=Asia/Tokyo 0 9 * * *"},
+        {"cron": None, "every": 60},
+        {"at": "2031-01-01T00:00:00Z"},
+        {"max_runs": None, "start": None, "end": None, "jitter": None, "payload": None, "tags": ()},
+        {"catch_up": CatchUp("latest")},
+    ],
+)
+def test_what_the_schedule_may_make_right_is_not_held_against_an_update(values: dict[str, Any]) -> None:
+    assert update_faults(**values) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"cron": "0 9 * * *", "every": 60}, "cron and every are given"),
+        ({"every": 60, "dst": "skip"}, "dst='skip' without cron="),
+        ({"at": "2031-01-01T00:00:00Z", "max_runs": 3}, "max_runs=3 beside at="),
+        (
+            {"start": "2031-01-01T00:00:00Z", "end": "2030-01-01T00:00:00Z"},
+            "end=2030-01-01T00:00:00Z is before",
+        ),
+        ({"catch_up": "skip", "catch_up_most": 5}, "catch_up_most=5 beside catch_up='skip'"),
+        ({"cron": "TZ=Asia/Tokyo 0 9 * * *", "timezone": "Europe/Prague"}, "timezone='Europe/Prague', and"),
+        ({"function": "send"}, "function='send'"),
+        ({"tymezone": "UTC"}, "'tymezone' is no field"),
+    ],
+)
+def test_what_an_update_gives_together_is_looked_at_together(values: dict[str, Any], said: str) -> None:
+    (fault,) = update_faults(**values)
+    assert fault.startswith(said)
 
 
 @pytest.mark.parametrize("raw", [None, 5, [], "x", {}, {"id": 5}, {"id": "a", "every": "5"}, {"at": []}])

@@ -1,13 +1,15 @@
 """Who is in charge of an occurrence: the rule of the other side is that of cron-tick, for any history of changes."""
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from jetcron.cycle import Entry, Turn, decide_turn
-from jetcron.schedules.handover import _changes, _in_turn, _Reign
+from jetcron.revisions import moved, settled, updated
+from jetcron.schedules.handover import _in_turn, _Reign, shift
 from jetcron_protocol.messages import Past, Schedule, Tick
 
 SECOND = 1_000
@@ -77,10 +79,53 @@ def test_every_instant_has_one_definition(steps: list[tuple[int, str, str]]) -> 
 
 def test_only_what_changes_is_ordered_and_at_the_revision_that_was_read() -> None:
     schedules = [(f"job-{n}", n + 1, schedule(0, executes="other")) for n in range(100)]
-    some = _changes(schedules, 30)
-    assert 15 < len(some) < 45
-    assert all(part.raw == {"id": part.id, "executes": "jetcron"} for part in some)
-    assert {part.if_revision for part in some} == {int(part.id[4:]) + 1 for part in some}
-    assert _changes(schedules, 0) == []
-    assert len(_changes(schedules, 100)) == 100
-    assert {part.id for part in some} < {part.id for part in _changes(schedules, 60)}
+    some = shift(schedules, 30)
+    assert 15 < len(some.to_jetcron) < 45
+    assert (some.size, some.left, some.native) == (len(some.to_jetcron), 100 - len(some.to_jetcron), 0)
+    assert all(part.raw == {"id": part.id, "executes": "jetcron"} for part in some.to_jetcron)
+    assert {part.if_revision for part in some.to_jetcron} == {
+        int(part.id[4:]) + 1 for part in some.to_jetcron
+    }
+    assert shift(schedules, 0).size == 0
+    assert len(shift(schedules, 100).to_jetcron) == 100
+    assert {part.id for part in some.to_jetcron} < {part.id for part in shift(schedules, 60).to_jetcron}
+
+
+def test_what_never_had_another_scheduler_is_not_given_away() -> None:
+    own = [(f"own-{n}", n + 1, schedule(0)) for n in range(50)]
+    taken = [(f"taken-{n}", n + 51, schedule(0, from_other=True)) for n in range(50)]
+    found = shift(own + taken, 0)
+    assert (found.to_jetcron, found.left, found.native) == ([], 50, 50)
+    assert [part.raw for part in found.to_other] == [{"id": id, "executes": "other"} for id, _, _ in taken]
+    for percent in (0, 1, 100):
+        assert (shift(own, percent).size, shift(own, percent).native) == (0, 50)
+
+
+def test_what_has_ended_stays_as_it_is() -> None:
+    ended = [("a", 1, schedule(0, executes="other", state="ended"))]
+    assert (shift(ended, 100).size, shift(ended, 100).left) == (0, 1)
+
+
+def test_a_schedule_remembers_that_it_had_another_scheduler() -> None:
+    def written(made: Schedule, previous: Schedule | None) -> Schedule:
+        return settled(replace(made, armed_from=1), previous)
+
+    def updated_(previous: Schedule, **changes: Any) -> Schedule:
+        found = updated("a", changes, previous, now=1)
+        assert found.schedule is not None
+        return written(found.schedule, previous)
+
+    first = written(schedule(0, executes="other"), None)
+    here = updated_(first, executes="jetcron")
+    assert (here.executes, here.from_other) == ("jetcron", True)
+    paused = moved("a", "pause", updated_(here, payload=1))
+    assert isinstance(paused, Schedule)
+    again = updated_(written(paused, here), executes="other")
+    assert (again.executes, again.from_other) == ("other", True)
+    own = written(schedule(0), None)
+    assert updated_(own, payload=1).from_other is False
+    assert updated_(updated_(own, executes="other"), executes="jetcron").from_other is True
+    # Its id is free once it is deleted: who takes it has no past.
+    gone = moved("a", "delete", here)
+    assert isinstance(gone, Schedule)
+    assert written(schedule(0), written(gone, here)).from_other is False

@@ -20,7 +20,7 @@ import pytest
 from pydantic import BeforeValidator
 
 from jetcron.errors import NonRetriableError
-from jetcron.results import result_reader
+from jetcron.values.results import result_reader
 from jetcron_protocol.codec import EncodeError, pack, unpack
 from tests.support.round_trip import (
     BERLIN,

@@ -43,7 +43,18 @@ def lives(count: int) -> tuple[Counter[str], list[str]]:
 def test_lives_are_rich() -> None:
     seen, wrong = lives(1_000)
     assert wrong == []
-    for what in ("update", "pause", "unpause", "delete", "archive", "create", "ended"):
+    for what in (
+        "update",
+        "pause",
+        "unpause",
+        "delete",
+        "archive",
+        "create",
+        "ended",
+        "function active",
+        "function paused",
+        "function archived",
+    ):
         assert seen[what] > 20, what
     for reason in ("catch_up", "too_old", "too_many", "handed_over"):
         assert seen[reason] > 5, reason
@@ -101,8 +112,18 @@ def uncounted(schedule: Any, previous: Any) -> Any:
     return settled(schedule, previous and replace(previous, max_runs=None))
 
 
+def own(one: Any, other: Any) -> bool:
+    """A pause of one's own changes nothing of what is paused with its function."""
+    return same(replace(one, with_function=False), replace(other, with_function=False))
+
+
+def alone(schedule: Any, function: Any) -> Any:
+    """What is ordered of a paused function fires."""
+    return schedule
+
+
 decide_turn, occurrences = cycle.decide_turn, cycle.occurrences
-settled, successor_armed_from = revisions.settled, cycle.successor_armed_from
+same, settled, successor_armed_from = revisions.same, revisions.settled, cycle.successor_armed_from
 
 
 @pytest.mark.parametrize(
@@ -114,6 +135,8 @@ settled, successor_armed_from = revisions.settled, cycle.successor_armed_from
         (cycle, "successor_armed_from", no_settling),
         (cycle, "occurrences", shy),
         (revisions, "settled", uncounted),
+        (revisions, "same", own),
+        (revisions, "beside", alone),
     ],
 )
 def test_sabotage_is_noticed(module: Any, name: str, wrong: Callable[..., Any]) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from jetcron import shadow
 from jetcron.errors import ConfigurationError
-from jetcron.shadow import Difference, Report, compare, read_report
+from jetcron.shadow import Difference, Report, check_tolerance, compare, read_report
 from jetcron_protocol.messages import Schedule
 
 T = 1_925_000_040_000 // 60_000 * 60_000
@@ -56,6 +56,30 @@ def test_a_scheduler_that_was_stuck_is_late_for_the_last() -> None:
 def test_what_lies_outside_is_no_difference() -> None:
     assert differences(*at(-30, 0, 60, 120, 180, 200)) == []
     assert differences(*at(0, 60, 121)) == []
+
+
+def test_a_report_beyond_the_time_is_of_its_own_occurrence_not_of_a_missed_one() -> None:
+    tens = minutely(every=10_000)
+    missed = [Difference("missing", "a", "app.f", due=T + 170_000)]
+    for beyond in (180, 190, 193, 200, 3_600, 9_000):
+        reports = at(*range(0, 170, 10), *range(180, beyond + 1, 10), beyond // 10 * 10 + 10)
+        assert differences(*reports, schedules=[tens]) == missed
+    assert differences(*at(*range(0, 170, 10), 175), schedules=[tens])[0].kind == "late"
+
+
+def test_a_tolerance_that_spans_half_a_period_is_refused() -> None:
+    half = (
+        "the tolerance is 2 s, and schedule 'b' fires 4 s apart; allowed is under half of that, less than 2 s"
+    )
+    for four in (minutely("b", every=4_000), minutely("b", every=None, cron="*/4 * * * * *")):
+        with pytest.raises(ConfigurationError, match=half):
+            check_tolerance([minutely(), four], since=T, until=T + MINUTE, tolerance=TOLERANCE)
+        check_tolerance([minutely(), four], since=T, until=T + MINUTE, tolerance=TOLERANCE - 1)
+    hourly = minutely(every=None, cron="0 * * * *")
+    with pytest.raises(ConfigurationError, match="fires 1 hour apart"):
+        check_tolerance([hourly], since=T, until=T + 1, tolerance=30 * MINUTE)
+    once = minutely(every=None, at=T)
+    check_tolerance([once], since=T, until=T + MINUTE, tolerance=30 * MINUTE)
 
 
 def test_a_report_may_name_its_function_alone() -> None:

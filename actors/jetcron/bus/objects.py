@@ -22,12 +22,12 @@ from typing import Any, TypeVar
 import structlog
 from pydantic import BaseModel, Field, ValidationError
 
-from jetcron.annotations import problems_in, shown
 from jetcron.bus.admin import Admin
 from jetcron.bus.publish import ROLLUP, TTL, fenced
 from jetcron.bus.read import StoredMessage
 from jetcron.bus.wire import Headers
 from jetcron.errors import BusError, NotFound, TryAgain, WrongSequence
+from jetcron.values.annotations import problems_in, shown
 from jetcron_protocol.messages import ObjectRef
 from jetcron_protocol.subjects import escape
 

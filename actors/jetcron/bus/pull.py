@@ -61,6 +61,11 @@ class Delivery:
         self.stored_at = int(tokens[first + 5]) // 1_000_000
         """Epoch milliseconds of the server's clock."""
 
+    @property
+    def settled(self) -> bool:
+        """Whether we have acknowledged it, or handed it back."""
+        return self._settled
+
     async def ack(self) -> None:
         """Done. Lost when the server is away: the message comes again, and its handler can bear that."""
         self._settled = True

@@ -92,6 +92,8 @@ def _notes(entry: JournalEntry) -> Iterator[str]:
                 yield "none came"
         case "waiting" if waits_for_turn(entry):
             yield "for its turn"
+        case "waiting" if not entry.on:
+            yield "handed over, its executor was told to stop"
         case "waiting":
             yield f"until {output.shown(entry.next_at)}, on {output.escape(_some(entry.on or []))}"
         case "retrying":

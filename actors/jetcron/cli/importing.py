@@ -17,7 +17,7 @@ import yaml
 
 from jetcron.cli import output
 from jetcron.cli.functions import Json
-from jetcron.cli.schedule_files import LINES
+from jetcron.cli.schedule_reading import LINES
 from jetcron.clock import SystemClock
 from jetcron.cron import CronError, parse
 from jetcron.errors import ConfigurationError
@@ -91,7 +91,7 @@ def crontab(
         if timezone is not None
         else [f"times are in {zone}, this machine's zone; --timezone names another"]
     )
-    _finish(entries, said, out, executes_other, force, json)
+    _finish(file, entries, said, out, executes_other, force, json)
 
 
 @app.command("celery")
@@ -119,7 +119,7 @@ def celery(
         said = f"{type(error).__name__}: {error}"
         raise ConfigurationError(f"{target}: what it includes cannot be imported: {said}") from None
     entries = celery_.read(found, naming, now=SystemClock().now())
-    _finish(entries, celery_.notes(found), out, executes_other, force, json)
+    _finish(target, entries, celery_.notes(found), out, executes_other, force, json)
 
 
 @app.command("apscheduler")
@@ -147,9 +147,11 @@ def apscheduler(
         raise ConfigurationError(
             f"{target} is a {type(found).__name__}; allowed is a scheduler of APScheduler 3"
         )
+    if apscheduler_.is_version_4(found):
+        raise ConfigurationError(f"{target} is a scheduler of APScheduler 4; allowed is one of 3.x")
     now = SystemClock().now()
     entries = apscheduler_.read(found, naming, now=now, realign=realign)
-    _finish(entries, apscheduler_.notes(found, now=now), out, executes_other, force, json)
+    _finish(target, entries, apscheduler_.notes(found, now=now), out, executes_other, force, json)
 
 
 def _lines(file: str) -> list[str]:
@@ -158,6 +160,9 @@ def _lines(file: str) -> list[str]:
         raw = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
     except OSError as error:
         raise ConfigurationError(f"{file}: {error.strerror}") from None
+    if not raw.strip():
+        where = "stdin ('crontab -l' prints nothing where a user has no crontab)" if file == "-" else file
+        raise ConfigurationError(f"nothing was read from {where}, and nothing is written")
     return raw.decode("utf-8", "surrogateescape").split("\n")
 
 
@@ -181,7 +186,13 @@ def _own_zone() -> str:
 
 
 def _finish(
-    entries: list[Entry], said: Sequence[str], out: Path | None, executes_other: bool, force: bool, json: bool
+    source: str,
+    entries: list[Entry],
+    said: Sequence[str],
+    out: Path | None,
+    executes_other: bool,
+    force: bool,
+    json: bool,
 ) -> None:
     for entry in entries:
         if executes_other and entry.schedule is not None:
@@ -189,17 +200,24 @@ def _finish(
     entries = settled(entries, now=SystemClock().now())
     if json:
         output.print_json(entries)
-    else:
-        output.table(entries, _COLUMNS, empty="there are no entries")
+    elif entries:
+        output.table(entries, _COLUMNS, empty="")
     for text in said:
         output.say(f"[yellow]{output.escape(text)}[/yellow]")
+    if not entries:  # a file of none would have 'apply' do nothing, and nobody wonder
+        output.fail(f"{source}: there are no entries; nothing is written")
     refused = [entry for entry in entries if entry.schedule is None]
     carried = len(entries) - len(refused)
     if out is not None:
         _write(out, entries, force)
-        output.say(f"{out}: {carried} schedules; look at them, then: jetcron schedules apply {out}")
+        place = output.escape(str(out))
+        output.say(
+            f"{place}: {output.counted(carried, 'schedule')}; look at it, then: jetcron schedules apply {place}"
+        )
     if refused:
-        output.fail(f"{len(refused)} of {len(entries)} entries cannot be carried over")
+        output.fail(
+            f"{len(refused)} of {len(entries)} {'entry' if len(entries) == 1 else 'entries'} cannot be carried over"
+        )
 
 
 def _when(entry: Entry) -> str:

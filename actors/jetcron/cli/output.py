@@ -137,18 +137,16 @@ def length(seconds: float) -> str:
     """A duration as it was defined, to the millisecond: ``10 min``, ``1 h 30 min``."""
     left = round(seconds * 1_000)
     parts = []
-    for unit, size in (("days", 86_400_000), ("h", 3_600_000), ("min", 60_000)):
+    if days := left // 86_400_000:
+        parts.append(counted(days, "day"))
+        left %= 86_400_000
+    for unit, size in (("h", 3_600_000), ("min", 60_000)):
         if number := left // size:
-            parts.append(counted(number, unit.removesuffix("s"), unit))
+            parts.append(f"{number} {unit}")
             left %= size
     if left or not parts:
         parts.append(f"{left / 1_000:g} s")
     return " ".join(parts)
-
-
-def counted(number: int, one: str, many: str = "") -> str:
-    """A number of things, in words: one of them, or many."""
-    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
 
 
 def offset(ms: int) -> str:
@@ -175,6 +173,11 @@ def ahead(ms: int, now: int) -> str:
 def compact(value: Any) -> str:
     """A value as JSON on one line."""
     return json.dumps(value, default=jsonable, ensure_ascii=False)
+
+
+def counted(number: int, noun: str) -> str:
+    """So many of something: ``1 schedule``, ``1,000 schedules``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def size(octets: float) -> str:

@@ -12,9 +12,11 @@ from jetcron.cli.functions import Json
 from jetcron.cli.sending import parsed
 from jetcron.client import Client
 from jetcron.clock import to_ms
-from jetcron.errors import TryAgain
+from jetcron.errors import ConfigurationError, TryAgain
 from jetcron.runs import RunHandle
 from jetcron.schedules.orders import InForce
+
+# Fields are taken as they are written: what is wrong with them is told by the client, of all of them at once.
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The schedule's id.")]
 Ids = Annotated[list[str], typer.Argument(metavar="ID...")]
@@ -29,27 +31,31 @@ Payload = Annotated[
     typer.Option("--payload", "-p", metavar="JSON", help="The function's data; - reads it from stdin."),
 ]
 DstRule = Annotated[
-    Literal["default", "skip", "both"] | None, typer.Option("--dst", help="Where clocks change.")
+    str | None, typer.Option("--dst", metavar="RULE", help="Where clocks change: default, skip, both.")
 ]
 Jitter = Annotated[str | None, typer.Option("--jitter", metavar="DURATION", help="Up to so much later.")]
 CatchUp = Annotated[
-    Literal["latest", "all", "skip"] | None,
-    typer.Option("--catch-up", help="What was missed: latest, all, skip."),
+    str | None,
+    typer.Option("--catch-up", metavar="POLICY", help="What was missed: latest, all, skip."),
 ]
 CatchUpWithin = Annotated[
     str | None,
     typer.Option("--catch-up-within", metavar="DURATION", help="Nothing missed longer ago runs."),
 ]
 CatchUpMost = Annotated[
-    int | None, typer.Option("--catch-up-most", metavar="N", help="Of all that was missed, the newest N.")
+    str | None, typer.Option("--catch-up-most", metavar="N", help="Of all that was missed, the newest N.")
 ]
 Overlap = Annotated[
-    Literal["allow", "skip", "queue", "cancel_running"] | None,
-    typer.Option("--overlap", help="While the one before goes on: allow, skip, queue, cancel_running."),
+    str | None,
+    typer.Option(
+        "--overlap",
+        metavar="POLICY",
+        help="While the one before goes on: allow, skip, queue, cancel_running.",
+    ),
 ]
 Start = Annotated[str | None, typer.Option("--start", metavar="ISO", help="Not before this time.")]
 End = Annotated[str | None, typer.Option("--end", metavar="ISO", help="Not after this time.")]
-MaxRuns = Annotated[int | None, typer.Option("--max-runs", metavar="N", help="At most so many occurrences.")]
+MaxRuns = Annotated[str | None, typer.Option("--max-runs", metavar="N", help="At most so many occurrences.")]
 Tags = Annotated[list[str] | None, typer.Option("--tag", "-t", help="A tag; may be given several times.")]
 IfRevision = Annotated[
     int | None, typer.Option("--if-revision", metavar="N", help="Only if that is its revision.")
@@ -243,9 +249,23 @@ def backfill(
 def _given(*, payload: str | None, tag: list[str] | None, **options: Any) -> dict[str, Any]:
     """The arguments of `create` and `update` for the options that are given."""
     given = {name: value for name, value in (options | {"tags": tag}).items() if value is not None}
+    for name in ("max_runs", "catch_up_most"):
+        if name in given:
+            given[name] = _number(given[name])
     if payload is not None:
-        given["payload"] = parsed(payload)
+        try:
+            given["payload"] = parsed(payload)
+        except ConfigurationError as error:
+            given["payload"] = error  # the client tells it beside what else is wrong
     return given
+
+
+def _number(text: str) -> int | str:
+    """The number a text is; any other text as it stands."""
+    try:
+        return int(text)
+    except ValueError:
+        return text
 
 
 def _wait(no_wait: bool) -> dict[str, Any]:

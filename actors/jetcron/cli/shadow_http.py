@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl
 
 from jetcron.errors import ConfigurationError, JetcronError
 from jetcron.serving import Start, answer, serving
-from jetcron.shadow import read_report
+from jetcron.shadow import ALLOWED, read_report
 
 MAX_BODY = 64 * 1024
 """Bytes of one report."""
@@ -36,8 +36,10 @@ def receive(host: str, port: int, store: Store, loop: asyncio.AbstractEventLoop)
         try:
             data = _data(environ)
             read_report(data, 0)
-        except (ConfigurationError, ValueError) as error:
+        except ConfigurationError as error:
             return answer(start, "400 Bad Request", str(error))
+        except ValueError as error:
+            return answer(start, "400 Bad Request", f"{error}; {ALLOWED}")
         try:
             asyncio.run_coroutine_threadsafe(_stored(store, data), loop).result(_STORED_WITHIN)
         except (JetcronError, TimeoutError, RuntimeError) as error:

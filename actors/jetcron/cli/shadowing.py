@@ -1,13 +1,13 @@
 """`shadow`: when the old scheduler fired, beside when Jetcron would have.
 
-Owns the time that is watched and how differences look. Reports are events, stored in the events stream by whoever sends
-them: should this process die, `--since` compares what was reported meanwhile.
+Owns the time that is watched. Reports are events, stored in the events stream by whoever sends them: should this
+process die, `--since` compares what was reported meanwhile.
 """
 
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Annotated, Any
@@ -17,23 +17,27 @@ import typer
 from jetcron.bus import Bus
 from jetcron.cli import output, session
 from jetcron.cli.functions import Json
-from jetcron.cli.schedule_files import read
+from jetcron.cli.schedule_reading import read
 from jetcron.cli.shadow_http import receive
-from jetcron.cli.times import parse_moment
-from jetcron.clock import to_ms
-from jetcron.cron import CronError, parse_duration
+from jetcron.cli.shadow_shown import Seen, plain, show, tell_of_silence
+from jetcron.cli.times import parse_past, parse_span
+from jetcron.clock import SystemClock, to_ms
 from jetcron.errors import ConfigurationError, ScheduleRefused
 from jetcron.events import Event, store_events, to_wire
 from jetcron.given import checked
 from jetcron.loop import run as run_loop
 from jetcron.options import MILLISECOND
 from jetcron.schedules.views import Filter
-from jetcron.shadow import EVENT, Comparison, Difference, Report, compare, read_report
+from jetcron.shadow import (
+    ALLOWED,
+    EVENT,
+    Report,
+    check_tolerance,
+    compare,
+    read_report,
+)
 from jetcron_protocol.codec import DecodeError, decode, decode_event
 from jetcron_protocol.messages import Schedule
-
-_SHOWN = 200
-"""Differences that are shown; the others are counted."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -66,13 +70,24 @@ def shadow(
         str | None, typer.Option("--for", metavar="DURATION", help="Watch so long from now: 90s, 30m, 24h.")
     ] = None,
     since: Annotated[
-        str | None, typer.Option("--since", metavar="ISO", help="Compare what was reported from then on.")
+        str | None,
+        typer.Option(
+            "--since",
+            metavar="WHEN",
+            help="Compare what was reported from then on: so long ago, such as 24h, or ISO.",
+        ),
     ] = None,
     until: Annotated[
-        str | None, typer.Option("--until", metavar="ISO", help="With --since: up to then; else up to now.")
+        str | None,
+        typer.Option("--until", metavar="WHEN", help="With --since: up to then, as there; else up to now."),
     ] = None,
     tolerance: Annotated[
-        str, typer.Option("--tolerance", metavar="DURATION", help="A report so far from its time is in time.")
+        str,
+        typer.Option(
+            "--tolerance",
+            metavar="DURATION",
+            help="A report so far from its time is in time: under half the shortest period, such as 2s or 400ms.",
+        ),
     ] = "2s",
     app_: Annotated[str | None, typer.Option("--app", metavar="APP", help="Of this app alone.")] = None,
     function: Annotated[
@@ -99,31 +114,31 @@ def shadow(
         raise typer.BadParameter("give --for DURATION, or --since ISO")
     if until is not None and since is None:
         raise typer.BadParameter("--until goes with --since")
+    now = SystemClock().now()
+    end = None if until is None else to_ms(parse_past(until, now))
+    if end is not None and end > now:
+        raise typer.BadParameter(
+            f"--until: {until} is to come; allowed are times up to now, or --for DURATION"
+        )
     Event(event)  # a name that cannot be is told here
     asked = _Asked(
         file,
         Filter(app_, function, None, tag),
-        None if since is None else to_ms(parse_moment(since)),
-        None if until is None else to_ms(parse_moment(until)),
-        None if for_ is None else _span("--for", for_),
-        _span("--tolerance", tolerance),
+        None if since is None else to_ms(parse_past(since, now)),
+        end,
+        None if for_ is None else parse_span("--for", for_) // MILLISECOND,
+        parse_span("--tolerance", tolerance) // MILLISECOND,
         event,
         None if http is None else _address(http),
     )
-    found, unread = run_loop(_work(asked))
+    seen = run_loop(_work(asked))
     if json:
-        output.print_json({"unread": unread, **output.jsonable(found), "differences": _plain(found)})
+        output.print_json(plain(seen))
     else:
-        _show(found, unread)
-    if found.differences or unread:
+        show(seen)
+    tell_of_silence(seen)
+    if seen.found.differences or seen.unread:
         raise typer.Exit(1)
-
-
-def _span(option: str, text: str) -> int:
-    try:
-        return parse_duration(text) // MILLISECOND
-    except CronError as error:
-        raise typer.BadParameter(f"{option}: {error}") from None
 
 
 def _address(text: str) -> tuple[str, int]:
@@ -133,18 +148,21 @@ def _address(text: str) -> tuple[str, int]:
     return host or "127.0.0.1", int(port)
 
 
-async def _work(asked: _Asked) -> tuple[Comparison, list[str]]:
+async def _work(asked: _Asked) -> Seen:
     async with Bus(session.settings(), name="jetcron shadow") as bus:
         if asked.length is None:
             assert asked.since is not None
             first, since, until = 1, asked.since, asked.until or bus.clock.now()
             schedules = await _schedules(bus, asked, since)
+            check_tolerance(schedules, since=since, until=until, tolerance=asked.tolerance)
         else:
             # What is reported a little early belongs to it: so the time begins when reports are read for so long.
             first = (await bus.stream_state(bus.names.events)).last_sequence + 1
             since = bus.clock.now() + asked.tolerance
             schedules = await _schedules(bus, asked, since)
-            until = await _watch(bus, asked, schedules, since + asked.length)
+            until = since + asked.length
+            check_tolerance(schedules, since=since, until=until, tolerance=asked.tolerance)
+            until = await _watch(bus, asked, schedules, until)
         if until <= since:
             raise ConfigurationError("no time has passed that could be compared")
         kept = bus.settings.events_max_age
@@ -153,7 +171,13 @@ async def _work(asked: _Asked) -> tuple[Comparison, list[str]]:
                 f"--since is {output.moment(since)}; reports are kept {timedelta(seconds=kept)}: name a later time"
             )
         reports, unread = await _reports(bus, asked.event, first, since - asked.tolerance)
-        return compare(schedules, reports, since=since, until=until, tolerance=asked.tolerance), unread
+        found = compare(schedules, reports, since=since, until=until, tolerance=asked.tolerance)
+        return Seen(found, len(reports), unread, _how(asked, schedules))
+
+
+def _how(asked: _Asked, schedules: Sequence[Schedule]) -> str:
+    """The command that reports a firing."""
+    return f"""jetcron send {asked.event} '{{"schedule": "{schedules[0].id}"}}'"""
 
 
 async def _schedules(bus: Bus, asked: _Asked, since: int) -> list[Schedule]:
@@ -191,9 +215,9 @@ async def _watch(bus: Bus, asked: _Asked, schedules: list[Schedule], until: int)
     assert asked.length is not None
     stopped = asyncio.Event()
     async with _endpoint(bus, asked) as where:
-        report = f"""{where}jetcron send {asked.event} '{{"schedule": "{schedules[0].id}"}}'"""
+        report = where + _how(asked, schedules)
         output.say(
-            f"[dim]comparing {len(schedules)} schedules for {output.span(asked.length)}; "
+            f"[dim]comparing {output.counted(len(schedules), 'schedule')} for {output.span(asked.length)}; "
             f"report each firing: {output.escape(report)}[/dim]"
         )
         with contextlib.suppress(NotImplementedError, ValueError):  # Windows, and threads but the main one
@@ -239,44 +263,10 @@ async def _reports(bus: Bus, event: str, first: int, since: int) -> tuple[list[R
                     stored_at=stored.stored_at,
                 )
                 reports.append(read_report(found.data, stored.stored_at))
-            except (DecodeError, ConfigurationError) as error:
+            except DecodeError:
+                unread.append(
+                    f"message {stored.sequence}: {stored.payload[:40]!r}; {ALLOWED}, as JSON or msgpack"
+                )
+            except ConfigurationError as error:
                 unread.append(f"message {stored.sequence}: {error}")
     return reports, unread
-
-
-def _show(found: Comparison, unread: list[str]) -> None:
-    output.table(
-        found.differences[:_SHOWN],
-        {
-            "schedule": lambda one: output.escape(one.schedule or ""),
-            "function": lambda one: output.escape(one.function or ""),
-            "due": lambda one: output.moment(one.due) or "",
-            "reported": lambda one: output.moment(one.reported) or "",
-            "difference": _told,
-        },
-        empty="no differences",
-    )
-    if len(found.differences) > _SHOWN:
-        output.say(f"[dim]and {len(found.differences) - _SHOWN:,} more[/dim]")
-    for text in unread[:_SHOWN]:
-        output.say(f"[yellow]a report that cannot be read: {output.escape(text)}[/yellow]")
-    kinds = {
-        kind: sum(one.kind == kind for one in found.differences) for kind in ("missing", "late", "extra")
-    }
-    said = ", ".join(f"{count:,} {kind}" for kind, count in kinds.items())
-    output.say(f"{found.occurrences:,} occurrences, {found.in_time:,} reported in time; {said}")
-
-
-def _told(one: Difference) -> str:
-    if one.kind == "late":
-        assert one.due is not None
-        assert one.reported is not None
-        return f"[yellow]late by {output.span(one.reported - one.due)}[/yellow]"
-    return f"[red]{one.kind}[/red]"
-
-
-def _plain(found: Comparison) -> list[dict[str, Any]]:
-    return [
-        output.jsonable(one) | {"due": output.moment(one.due), "reported": output.moment(one.reported)}
-        for one in found.differences
-    ]

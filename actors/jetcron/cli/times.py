@@ -1,6 +1,6 @@
 """`next`: when an expression fires. Talks to no server."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Annotated
 from zoneinfo import ZoneInfo
@@ -11,6 +11,7 @@ from jetcron.cli import output
 from jetcron.clock import SystemClock, from_ms
 from jetcron.cron import CronError, fire_times
 from jetcron.cron.durations import is_duration, parse_duration
+from jetcron.options import MILLISECOND
 
 
 class Dst(StrEnum):
@@ -76,6 +77,17 @@ def parse_moment(text: str, zone: ZoneInfo | None = None) -> datetime:
             f"{text!r} is no time; write ISO 8601, such as 2030-01-31T09:00:00Z"
         ) from None
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=zone or UTC)
+
+
+def parse_span(option: str, text: str) -> timedelta:
+    """A duration, such as 90s or 1h30m, or one below a second, such as 400ms; a usage error for anything else."""
+    digits = text.removesuffix("ms")
+    if digits != text and digits.isdecimal() and 0 < int(digits) < 1_000:
+        return int(digits) * MILLISECOND
+    try:
+        return parse_duration(text)
+    except CronError as error:
+        raise typer.BadParameter(f"{option}: {error}") from None
 
 
 def parse_past(text: str, now: int) -> datetime:

@@ -180,22 +180,33 @@ def parse(expression: str, *, timezone: str = "UTC", dst: Dst = "default", seed:
 def _parse(expression: str, timezone: str, dst: Dst, seed: str) -> CronExpression:
     if len(expression) > _LONGEST_TEXT:
         raise CronError(
-            f"cron expression {expression[:40]!r}... has {len(expression)} characters; "
-            f"allowed are {_LONGEST_TEXT}"
+            f"it has {len(expression)} characters; allowed are {_LONGEST_TEXT}",
+            about=f"cron expression {expression[:40]!r}...: ",
         )
     text = expression
     if match := _ZONE_PREFIX.fullmatch(text):
         timezone, text = match[1], match[2]
+    reasons: list[str] = []
+    if dst not in get_args(Dst):
+        reasons.append(f"dst is {dst!r}; allowed are 'default', 'skip' and 'both'")
     try:
-        if dst not in get_args(Dst):
-            raise CronError(f"dst is {dst!r}; allowed are 'default', 'skip' and 'both'")
         check_zone(timezone)
-        period = re.sub(r"^@every(?:\s+|$)", "", text.strip(), flags=re.IGNORECASE)
-        if period != text.strip() or is_duration(period):
-            return _every(period, timezone, dst)
-        return _calendar(spread(text, seed), timezone, dst)
     except CronError as error:
-        raise CronError(f"cron expression {expression!r}: {error}") from None
+        reasons += error.reasons
+    try:
+        found = _read(text, timezone, dst, seed)
+    except CronError as error:
+        reasons += error.reasons
+    if reasons:
+        raise CronError(*reasons, about=f"cron expression {expression!r}: ")
+    return found
+
+
+def _read(text: str, timezone: str, dst: Dst, seed: str) -> CronExpression:
+    period = re.sub(r"^@every(?:\s+|$)", "", text.strip(), flags=re.IGNORECASE)
+    if period != text.strip() or is_duration(period):
+        return _every(period, timezone, dst)
+    return _calendar(spread(text, seed), timezone, dst)
 
 
 def _every(text: str, timezone: str, dst: Dst) -> CronExpression:

@@ -123,12 +123,26 @@ def spread(text: str, seed: str) -> str:
         return ALIASES[text]
     if "H" not in text:
         return text
-    return " ".join(
-        ",".join(
-            _hashed(place, item, seed) if item.startswith("H") else item for item in place.text.split(",")
-        )
-        for place in _places(text)
-    )
+    parts: list[str] = []
+    reasons: list[str] = []
+    for place in _places(text):
+        try:
+            parts.append(
+                ",".join(
+                    _hashed(place, item, seed) if item.startswith("H") else item
+                    for item in place.text.split(",")
+                )
+            )
+        except CronError as error:
+            reasons += error.reasons
+            parts.append(str(place.field.low))
+    if reasons:
+        try:
+            read(" ".join(parts))  # what is wrong with the other fields
+        except CronError as error:
+            reasons += error.reasons
+        raise CronError(*sorted(reasons))
+    return " ".join(parts)
 
 
 def _hashed(place: _Place, item: str, seed: str) -> str:
@@ -152,27 +166,35 @@ def _hashed(place: _Place, item: str, seed: str) -> str:
 
 
 def read(text: str) -> Fields:
-    """Read what `spread` made of an expression. Raises `CronError`, naming the field and its value."""
+    """Read what `spread` made of an expression. Raises `CronError`, naming each field at fault and its value."""
     places = _places(text)
     if len(places) == 5:
         places.insert(0, _Place(_FIELDS[0], "0", 0))
     second, minute, hour, day, _, weekday = places
-    nearest = _read_nearest(day)
+    nearest = 0
     last = False
     nth: set[tuple[int, int]] = set()
     plain: list[list[str]] = []
+    reasons: list[str] = []
     for place in places:
         items: list[str] = []
-        for item in place.text.split(","):
-            if place is day and nearest:
-                continue
-            if place is day and item == "L":
-                last = True
-            elif place is weekday and (found := _read_nth(place, item)):
-                nth.add(found)
-            else:
-                items.append(_plain(place, item))
+        try:
+            if place is day:
+                nearest = _read_nearest(day)
+            for item in place.text.split(","):
+                if place is day and nearest:
+                    continue
+                if place is day and item == "L":
+                    last = True
+                elif place is weekday and (found := _read_nth(place, item)):
+                    nth.add(found)
+                else:
+                    items.append(_plain(place, item))
+        except CronError as error:
+            reasons += error.reasons
         plain.append(items)
+    if reasons:
+        raise CronError(*reasons)
     numbers = [_numbers(index, tuple(items)) for index, items in enumerate(plain)]
     days = DayFields(
         days=numbers[_DAY_OF_MONTH],

@@ -23,6 +23,7 @@ from jetcron.errors import PayloadTooLarge, TopologyMismatch, TryAgain, WrongSeq
 from jetcron.many import each
 from jetcron.process import FATAL, Process
 from jetcron.registry import Applied, Held, Registry
+from jetcron.revisions import END
 from jetcron.settings import Settings
 from jetcron_protocol import topology
 from jetcron_protocol.codec import DecodeError, EncodeError, decode, encode, unpack
@@ -309,7 +310,9 @@ class CronSync:
         revisions = command.if_revisions or dict.fromkeys(command.items, command.revision)
         held = await self._registry.schedules(command.items)
         over = [
-            replace(entry, state="deleted" if entry.at is not None and entry.origin == "data" else "ended")
+            replace(
+                entry, state="deleted" if entry.at is not None and entry.origin == "data" else "ended", by=END
+            )
             for schedule, one in held.items()
             if (entry := one.value) is not None
             and entry.state == "active"

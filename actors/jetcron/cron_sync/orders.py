@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from jetcron.bus import MAX_BATCH, Delivery
-from jetcron.definitions import MAX_BY, check, unfit
-from jetcron.errors import WrongSequence
+from jetcron.definitions import MAX_BY, unfit
+from jetcron.errors import WrongSequence, fault_lines
+from jetcron.fields import check
 from jetcron.registry import Applied, Held, Registry
 from jetcron.revisions import Move, beside, created, moved, updated
 from jetcron_protocol.messages import Function, Schedule, SyncCommand
@@ -51,8 +52,7 @@ class Judged:
     def raise_faults(self) -> None:
         """`Refused`, if there is a fault."""
         if self.faults:
-            reasons = [f"schedule {id!r}: {text}" for id, texts in self.faults.items() for text in texts]
-            raise Refused(*reasons, faults=self.faults, stale=self.stale)
+            raise Refused(*fault_lines(self.faults), faults=self.faults, stale=self.stale)
 
 
 class Orders:

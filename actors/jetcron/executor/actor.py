@@ -1,7 +1,7 @@
 """executor: pulls the runs of one app's functions and executes them.
 
 Owns the pull loops, the liveness of the process and its drain. Killed at any moment, its runs are delivered
-again and taken over; told to stop, it pulls nothing more, finishes what it has, and hands the rest back.
+again and taken over; told to stop, it pulls nothing more, finishes what it has, and hands the rest over.
 """
 
 import asyncio
@@ -63,6 +63,7 @@ class Executor:
             self._room,
             anyio.CapacityLimiter(settings.slots),
             told=lambda: self._demand.wanted,
+            stopping=process.stopping.is_set,
         )
 
     async def run(self) -> None:
@@ -205,7 +206,8 @@ class Executor:
             await delivery.hand_back(UNHANDLED_SECONDS)
         except asyncio.CancelledError:
             if not identity.lapsed:
-                self._given_up.append(delivery)
+                if not delivery.settled:
+                    self._given_up.append(delivery)
                 raise
             self._process.metrics.lost.inc()
         finally:

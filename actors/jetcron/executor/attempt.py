@@ -82,7 +82,7 @@ class Attempts:
             claimed.executing = None
             steps.close()
             self._metrics.of(run.function).duration.observe((self._clock.now() - claimed.started) / 1000)
-        return Raised(steps.broken) if steps.broken is not None else outcome
+        return Raised(claimed.broken) if claimed.broken is not None else outcome
 
     def _bound(self, claimed: Claimed) -> Bound | None:
         """The function's timeout or what is left until the run's deadline, whichever is shorter."""

@@ -59,18 +59,32 @@ class Branches:
         self._clock = clock
         self.main: asyncio.Task[Any] = asyncio.current_task()  # type: ignore[assignment]  # there is a running one
         self._live: set[asyncio.Task[Any]] = {self.main}
+        self._callers: set[asyncio.Task[Any]] = set()
+        """The tasks that have called a step: branches, also where no other task waits for them."""
         self._standing: set[asyncio.Task[Any]] = set()
         self._due: list[tuple[int, int, asyncio.Future[None], asyncio.Future[Any] | None]] = []
         self._numbers = count()
         self._delivering: asyncio.Task[None] | None = None
         _tasks.set(self._live)
 
-    def close(self, branches: "Iterable[asyncio.Task[Any]]") -> None:
-        """The code has ended: its `branches` go no further, and what it left waiting for its steps would for ever."""
+    def close(self) -> None:
+        """The code has ended: its branches go no further, and what it left waiting for its steps would for ever."""
         _tasks.set(None)
-        self._cancel({*self._awaiting(self._standing), *branches})
+        self._cancel({*self._awaiting(self._standing), *self._callers})
         if self._delivering is not None:
             self._delivering.cancel()
+
+    def calls_steps(self) -> None:
+        """The current task calls a step: the run leaves only when this task waits, too."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._callers.add(task)
+
+    @property
+    def callers(self) -> "set[asyncio.Task[Any]]":
+        """The first task, and those that have called a step and have not ended."""
+        self._callers = {task for task in self._callers if not task.done()}
+        return {self.main, *self._callers}
 
     @property
     def owed(self) -> bool:
@@ -136,9 +150,9 @@ class Branches:
             if quiet == _QUIET:
                 return
 
-    def all_wait(self, waiting: "set[asyncio.Task[Any]]", callers: "Iterable[asyncio.Task[Any]]") -> bool:
+    def all_wait(self, waiting: "set[asyncio.Task[Any]]") -> bool:
         """Whether the first task and those that have called a step are `waiting`, or await only tasks that are."""
-        return not self._due and all(_waits(task, waiting, set()) for task in (self.main, *callers))
+        return not self._due and all(_waits(task, waiting, set()) for task in self.callers)
 
 
 def _can_run(task: "asyncio.Task[Any]") -> bool:

@@ -1,13 +1,16 @@
-"""A run in an executor's hands: what it knows of it, and how it writes to its journal.
+"""A run in an executor's hands: what it knows of it, whether its code may go on, and how it writes to its journal.
 
-Owns the attempt's view of its own journal. Who lost the run, or whose code has ended, records nothing more here.
+Owns the attempt's view of its own journal. Who lost the run, or whose code has ended, records nothing more here. If the
+process dies, what was appended stands, and whoever takes the run over reads it there.
 """
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn, TypeVar
+
+import structlog
 
 from jetcron.app import FunctionDefinition
 from jetcron.bus import Delivery
@@ -17,14 +20,22 @@ from jetcron.errors import (
     NonRetriableError,
     PayloadTooLarge,
     Signal,
+    TryAgain,
     Unconfirmed,
     WrongSequence,
 )
+from jetcron.executor import nesting
 from jetcron.executor.branches import OUTSIDE
 from jetcron.executor.lease import Identity, Lease
 from jetcron.history import about
 from jetcron.journal import RunJournal
 from jetcron_protocol.messages import JournalEntry, OpenStep, Run
+
+T = TypeVar("T")
+log = structlog.get_logger("jetcron.executor")
+
+_AGAIN = 0.2
+"""Seconds after which the server is asked again that did not answer."""
 
 
 @dataclass(slots=True)
@@ -40,6 +51,8 @@ class Claimed:
     clock: Clock
     deadline: int | None = None
     """When it must have ended, epoch ms."""
+    claim: str = ""
+    """The nonce of our claim, once that is about to be appended."""
     started: int | None = None
     ended: bool = False
     recording: set["asyncio.Task[int]"] = field(default_factory=set)
@@ -47,6 +60,8 @@ class Claimed:
     executing: "asyncio.Task[Any] | None" = None
     interrupted: Signal | None = None
     """Why we cancelled its code, if we did."""
+    broken: NonRetriableError | None = None
+    """Why the run must fail, whatever its code makes of the error."""
     opening: dict[str, str] = field(default_factory=dict)
     """Where steps wait whose waits may be stored already, and are not journaled."""
     waits_on: list[OpenStep] = field(default_factory=list)
@@ -82,17 +97,40 @@ class Claimed:
             about=about(self.run, cancels) if self.journal.history.about is None else None,
         )
 
+    def hold(self, claim: JournalEntry) -> None:
+        """Have it known that we are at it, before the claim is sent: it may stand long before we are told so.
+
+        By the claim, not by the run: whoever else of us has this run, at another turn or delivered once more, neither
+        ends that nor is meant by it.
+        """
+        self.let_go()
+        self.claim = claim.nonce
+        self.identity.claims.add(claim.nonce)
+
+    def let_go(self) -> None:
+        """We are at it no more: if our claim stands, it is taken over."""
+        self.identity.claims.discard(self.claim)
+
     def check(self) -> None:
         """Raise `LeaseLost` when others may hold us for dead: what we would write may be refused, or worse."""
         if self.lease.expired(self.identity):
             raise LeaseLost
 
     def check_running(self, step: str) -> None:
-        """Raise unless the run's code may go on: a task it left behind must not write after its last entry."""
+        """Raise unless the code may go on: neither the run nor a step that this one is part of has ended.
+
+        A task that the code left behind must not write after the last entry.
+        """
         if self.interrupted is not None:
             raise self.interrupted
         if self.ended:
             raise NonRetriableError(f"step {step!r}: its run has ended; await every step before you return")
+        nesting.check(step)
+
+    def fail(self, error: NonRetriableError) -> NoReturn:
+        """Raise what fails the run, even if its code catches it."""
+        self.broken = error
+        raise error
 
     def interrupt(self, signal: Signal) -> None:
         """Unwind the run's code; whatever it does with its cancellation, none of its steps does anything more."""
@@ -100,6 +138,18 @@ class Claimed:
             self.interrupted = signal
             if self.executing is not None:
                 self.executing.cancel()
+
+    async def surely(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Do what may be repeated until the server answers; `LeaseLost` when the run may be another's by then."""
+        while True:
+            self.check()
+            if self.ended:
+                raise NonRetriableError("the run has ended; await every step before you return")
+            try:
+                return await call()
+            except TryAgain as error:
+                log.debug("trying again", run=self.run.run, reason=str(error))
+                await self.clock.sleep(_AGAIN)
 
     async def append(
         self,
@@ -112,8 +162,8 @@ class Claimed:
 
         Raises `LeaseLost` when it cannot be known to stand, `PayloadTooLarge` as `RunJournal.append`.
         """
-        self.check()
         self.check_running(entry.step or "")
+        self.check()
         # A time-out in the user's code may cancel us here. The append goes on: cut off, its outcome would be
         # unknown, and with it the sequence the next one must expect.
         append = asyncio.create_task(self.journal.append(entry, most=most), context=OUTSIDE.copy())

@@ -39,7 +39,7 @@ class Raised:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """Every branch of it waits: it left, and begins again when a wait is over."""
+    """Every branch of it waits: it left, and begins again when a wait is over; or at once, if its executor left it."""
 
 
 Outcome = Returned | Raised | Waiting

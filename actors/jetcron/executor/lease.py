@@ -33,8 +33,8 @@ class Identity:
     id: str
     renewed: float
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
-    runs: set[str] = field(default_factory=set)
-    """The runs claimed under it that are in hand now."""
+    claims: set[str] = field(default_factory=set)
+    """The nonces of the claims in hand under it, those that are being appended included."""
     lapsed: bool = False
     _nonces: "count[int]" = field(default_factory=count)
 
@@ -85,11 +85,11 @@ class Lease:
         """Wait until the current identity's key is believed to stand: pull nothing before that. Then True."""
         return await self._fresh.wait()
 
-    def holds(self, executor: str, run: str) -> bool | None:
-        """Whether `executor`, if it is an id of ours, has this run in hand; None for another's id."""
+    def holds(self, executor: str, claim: str) -> bool | None:
+        """Whether `executor`, if it is an id of ours, has the claim of this nonce in hand; None for another's id."""
         for identity in (self.current, *self._retired):
             if identity.id == executor:
-                return run in identity.runs
+                return claim in identity.claims
         return None
 
     def expired(self, identity: Identity) -> bool:

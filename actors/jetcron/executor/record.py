@@ -84,8 +84,11 @@ class Recorder:
         await self._retry_or_fail(claimed, error)
 
     async def _wait(self, claimed: Claimed) -> None:
-        """Every branch waits: the next turn comes at the earliest of their times, or of the deadline."""
-        times = [opened.until for opened in claimed.waits_on]
+        """Every branch waits: the next turn comes at the earliest of their times, or of the deadline.
+
+        If nothing is waited for, it comes at once, but not before the run is due.
+        """
+        times = [opened.until for opened in claimed.waits_on] or [max(self._clock.now(), claimed.run.fire_at)]
         if claimed.deadline is not None:
             times.append(claimed.deadline)
         entry = claimed.entry(

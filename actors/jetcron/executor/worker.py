@@ -5,6 +5,7 @@ that another executor finds in its journal and takes over. Who lost a run writes
 repairs the rest.
 """
 
+import asyncio
 from collections.abc import Callable
 
 import anyio
@@ -21,6 +22,7 @@ from jetcron.executor.decide import Acknowledge, Ask, Claim, FollowUp, GiveUp, H
 from jetcron.executor.entrance import Entrance
 from jetcron.executor.invoke import describe
 from jetcron.executor.lease import Identity, Lease
+from jetcron.executor.leaving import Leaving
 from jetcron.executor.record import Recorder
 from jetcron.executor.room import Room
 from jetcron.executor.steps import Tools
@@ -54,6 +56,7 @@ class Worker:
         limiter: anyio.CapacityLimiter,
         *,
         told: Callable[[], bool],
+        stopping: Callable[[], bool],
     ) -> None:
         self._bus = bus
         self._names = bus.names
@@ -69,6 +72,7 @@ class Worker:
         # Repeating an append past our own lease is of no use: by then the run may be another's.
         self._patience = settings.executor_ttl
         self._recorder = Recorder(bus, clock, settings, metrics, self._waits, told=told)
+        self._leaving = Leaving(self._recorder, stopping=stopping)
         self._entrance = Entrance(bus, clock, settings, metrics, self._waits, patience=self._patience)
 
     async def handle(self, definition: FunctionDefinition, delivery: Delivery, identity: Identity) -> None:
@@ -85,10 +89,11 @@ class Worker:
             await bury(self._bus, self._metrics, delivery, "run", str(error))
             await delivery.ack()
             return
-        claimed = await self._claim(definition, run, delivery, identity)
-        if claimed is None:
-            return
+        journal = RunJournal(self._bus, run.function, run.run, patience=self._patience)
+        claimed = Claimed(definition, run, delivery, journal, identity, self._lease, self._clock)
         try:
+            if not await self._claim(claimed):
+                return
             await self._attempt(claimed)
         except RunCancelled:
             await self._read(claimed)
@@ -98,7 +103,7 @@ class Worker:
                 raise
             await self._recorder.follow_up(claimed)
         finally:
-            identity.runs.discard(run.run)
+            claimed.let_go()
         await delivery.ack()
 
     async def _cancelled(self, claimed: Claimed) -> bool:
@@ -141,7 +146,7 @@ class Worker:
         run = claimed.run
         self._in_hand[run.run] = claimed
         try:
-            await self._hold(run, claimed.delivery)
+            await self._room.wait_until(run.fire_at, most=self._longest_hold(run, claimed.delivery))
             await self._room.enter()
             try:
                 claimed.check()
@@ -151,6 +156,9 @@ class Worker:
                 raise
             finally:
                 self._room.leave()
+        except asyncio.CancelledError:
+            await self._leaving.leave(claimed)
+            raise
         finally:
             # Not ours any more if we lost it, and took it again under a new id while this was being unwound.
             if self._in_hand.get(run.run) is claimed:
@@ -164,12 +172,9 @@ class Worker:
 
     # Claim.
 
-    async def _claim(
-        self, definition: FunctionDefinition, run: Run, delivery: Delivery, identity: Identity
-    ) -> Claimed | None:
-        """Make the run ours, or settle its message; None when there is nothing to execute."""
-        journal = RunJournal(self._bus, run.function, run.run, patience=self._patience)
-        claimed = Claimed(definition, run, delivery, journal, identity, self._lease, self._clock)
+    async def _claim(self, claimed: Claimed) -> bool:
+        """Make the run ours, or settle its message; whether there is something to execute."""
+        run, delivery = claimed.run, claimed.delivery
         if run.turn == 0 and lane_for(run.function, run.run, run) is not None:
             # What goes on at its time decides, not what does when it comes: that is earlier.
             await self._room.until(run.fire_at, most=self._longest_hold(run, delivery))
@@ -182,14 +187,13 @@ class Worker:
                     claimed.check()  # a claim of the dead would only be lost again
                     if await self._too_late(claimed):
                         await delivery.ack()
-                        return None
+                        return False
                     cancels = await self._open_cancels(claimed)
-                    verdict = await self._entrance.enter(
-                        claimed, claimed.claim_entry(verdict.attempt, verdict.lost, cancels)
-                    )
+                    claim = claimed.claim_entry(verdict.attempt, verdict.lost, cancels)
+                    claimed.hold(claim)
+                    verdict = await self._entrance.enter(claimed, claim)
                     if verdict is None:
-                        identity.runs.add(run.run)
-                        return claimed
+                        return True
                 match verdict:
                     case GiveUp(lost=lost):
                         failure = Failure(
@@ -197,21 +201,22 @@ class Worker:
                         )
                         await self._recorder.fail(claimed, failure, f"lost {lost} times in a row", lost=lost)
                         await delivery.ack()
-                        return None
+                        return False
                     case FollowUp():
                         await self._recorder.follow_up(claimed)
                         await self._recorder.drop_held(claimed)
                         await delivery.ack()
-                        return None
+                        return False
                     case Acknowledge(reason=reason):
                         log.debug("settled", run=run.run, turn=run.turn, reason=reason)
                         await delivery.ack()
-                        return None
+                        return False
                     case HandBack(reason=reason, soon=soon):
                         log.debug("handed back", run=run.run, turn=run.turn, reason=reason)
                         await delivery.hand_back(SOON_SECONDS if soon else HAND_BACK_SECONDS)
-                        return None
+                        return False
             except WrongSequence:
+                claimed.let_go()
                 await self._read(claimed)
 
     async def _too_late(self, claimed: Claimed) -> bool:
@@ -270,16 +275,18 @@ class Worker:
                 case Ask(about="message", sequence=sequence):
                     other_stands = await self._bus.at_sequence(self._names.work, sequence) is not None
                 case Ask(about="executor", executor=executor):
-                    owner_alive = await self._alive(claimed.run, executor)
+                    owner_alive = await self._alive(claimed, executor)
                 case _:
                     return verdict
 
-    async def _alive(self, run: Run, executor: str) -> bool:
+    async def _alive(self, claimed: Claimed, executor: str) -> bool:
         """Whether who claimed the run may still be at it; of ourselves we know."""
-        mine = self._lease.holds(executor, run.run)
+        claim = claimed.journal.history.claim
+        assert claim is not None, "only who claimed it is asked about"
+        mine = self._lease.holds(executor, claim.nonce)
         if mine is not None:
             return mine
-        app, _, _ = run.function.partition(".")
+        app, _, _ = claimed.run.function.partition(".")
         try:
             return (
                 await self._bus.last(self._names.executors, self._names.executor_key(app, executor))
@@ -288,12 +295,7 @@ class Worker:
         except TryAgain:
             return True  # who cannot be read counts as alive
 
-    # Hold.
-
-    async def _hold(self, run: Run, delivery: Delivery) -> None:
-        """Wait until `fire_at`; but no longer than the server's clock allows, for ours may be wrong."""
-        await self._room.wait_until(run.fire_at, most=self._longest_hold(run, delivery))
-
     @staticmethod
     def _longest_hold(run: Run, delivery: Delivery) -> float:
+        """Seconds that a run is held for its time: no longer than the server's clock allows, for ours may be wrong."""
         return (max(run.fire_at - delivery.stored_at, 0) + _CLOCK_SLACK_MS) / 1000

@@ -26,6 +26,11 @@ _LATE_RUNS = 60
 _ABSENT = object()
 
 
+def is_version_4(scheduler: Any) -> bool:
+    """Whether it is a scheduler of APScheduler 4: what it fires are schedules, and its jobs are what they became."""
+    return callable(getattr(scheduler, "get_schedules", None))
+
+
 def read(scheduler: Any, naming: Naming, *, now: int, realign: bool = False) -> list[Entry]:
     """An entry for each job. `now` is in epoch ms.
 

@@ -14,6 +14,8 @@ from jetcron.migrate.entries import Entry, Naming, Refused, named
 
 APP = "cron"
 _SETTING = re.compile(r"""(?:"([^"=]+)"|'([^'=]+)'|([^\s=]+))\s*=\s*(.*)""", re.DOTALL)
+_BLANKS = re.compile(r"[ \t]+")
+"""What parts fields, as cron has it; other white space belongs to the command."""
 _ITEM = re.compile(r"(\*|[0-9]+|[A-Z]{3})(?:-([0-9]+|[A-Z]{3}))?(?:/([0-9]+))?", re.ASCII)
 _ALIASES = ("@hourly", "@daily", "@midnight", "@weekly", "@monthly", "@yearly", "@annually")
 _MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
@@ -101,8 +103,7 @@ def _schedule(
     expression, rest = _when(entry)
     user = ""
     if system:
-        user, _, rest = rest.partition(" ") if " " in rest else rest.partition("\t")
-        rest = rest.strip()
+        user, rest = _parted(rest)
     if not rest:
         raise Refused(f"it has no command{' after the user' if system else ''}")
     if not rest.isprintable() and any("\ud800" <= char <= "\udfff" for char in rest):
@@ -140,26 +141,38 @@ def _when(entry: Entry) -> tuple[str, str]:
     """The expression, and what follows it."""
     text = entry.text
     if text.startswith("@"):
-        name, *rest = text.split(None, 1)
+        name, rest = _parted(text)
         if name == "@reboot":
             raise Refused("@reboot is no time: start it with the machine, by systemd for one")
         if name not in _ALIASES:
             raise Refused(f"{name} is not one of {', '.join(_ALIASES)}")
-        return name, rest[0] if rest else ""
+        return name, rest
     if text.startswith("-"):
         entry.remarks.append("the leading '-' (write nothing to the log) is dropped")
-        text = text[1:]
-    parts = text.split(None, 5)
+        text = text[1:].lstrip(" \t")
+    parts = _BLANKS.split(text, 5)
     if len(parts) < 5:
         raise Refused("it has fewer than five fields, and is no setting NAME=value either")
+    wrong = []
     for part, (name, low, high, names) in zip(parts, _FIELDS, strict=False):
-        _check(part, name, low, high, names)
+        try:
+            _check(part, name, low, high, names)
+        except Refused as error:
+            wrong.append(str(error))
+    if wrong:
+        raise Refused("; ".join(wrong))
     expression = " ".join(parts[:5])
     try:
         parse(expression)
     except CronError as error:
         raise Refused(str(error).partition("': ")[2]) from None
     return expression, parts[5] if len(parts) > 5 else ""
+
+
+def _parted(text: str) -> tuple[str, str]:
+    """The first word, and what follows the blanks after it."""
+    first, *rest = _BLANKS.split(text, 1)
+    return first, rest[0] if rest else ""
 
 
 def _check(text: str, name: str, low: int, high: int, names: tuple[str, ...]) -> None:

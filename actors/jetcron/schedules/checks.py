@@ -19,8 +19,13 @@ from jetcron_protocol.subjects import InvalidName, split_function
 _YIELD_EVERY = 500
 
 
-async def checked_parts(bus: Bus, schedules: Iterable[Mapping[str, Any]]) -> list[Part]:
-    """Each as it travels; raises `ScheduleRefused` with every fault there is."""
+async def checked_parts(
+    bus: Bus, schedules: Iterable[Mapping[str, Any]], *, numbered: bool = True
+) -> list[Part]:
+    """Each as it travels; raises `ScheduleRefused` with every fault there is.
+
+    What has no id goes by its number in the faults, unless it is not `numbered`: where there is one alone.
+    """
     now = bus.clock.now()
     parts: list[Part] = []
     faults: dict[str, list[str]] = {}
@@ -33,7 +38,7 @@ async def checked_parts(bus: Bus, schedules: Iterable[Mapping[str, Any]]) -> lis
             faults[f"#{number}"] = [f"a schedule is a map, not {type(values).__name__}"]
             continue
         raw, found = checked(values, now=now)
-        name = found.name or f"#{number}"
+        name = found.name or (f"#{number}" if numbered else "")
         if found.faults:
             faults.setdefault(name, []).extend(found.faults)
         if name in seen:

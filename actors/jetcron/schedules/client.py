@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from jetcron.errors import ConfigurationError, ScheduleRefused
-from jetcron.given import UNCHANGED, Unchanged, moment, wire
+from jetcron.given import UNCHANGED, Unchanged, changed, moment
 from jetcron.options import YEAR, ZERO, CatchUp, Duration, check_choice, check_duration, check_int
 from jetcron.schedules.checks import check_functions, checked_parts
 from jetcron.schedules.details import Details, details, upcoming
@@ -34,10 +34,13 @@ _STATES = (*SHOWN, "archived", "deleted")
 class Schedules(HandOver, ScheduleRuns):
     """The schedules. Those of cron triggers in code are changed in code; here they are read and run.
 
-    An order raises `ScheduleRefused`, a `ConfigurationError`, when it cannot be carried out, with every fault of every
-    schedule in it; `TryAgain` when cron-sync has not answered in `wait` seconds: the order stands, and is carried out
-    once cron-sync runs. With ``wait=None`` it returns when the order is stored. `by` says who orders it, as
-    `jetcron schedules show` tells; this process's user and host where it is not given.
+    An order raises `ScheduleRefused`, a `ConfigurationError`, when it cannot be carried out: its `faults` have all that
+    is wrong with every schedule in it, by id; that there is none is such a fault in `pause`, `unpause`, `archive` and
+    `delete`, which take many ids. Calls about one schedule, `update` among them, raise `NotFound` when there is none:
+    no `ConfigurationError`, and without faults. What is wrong with the call rather than a schedule (`limit`, `by`,
+    `if_revision`) is a `ConfigurationError` without faults. `TryAgain`: cron-sync has not answered in `wait` seconds;
+    the order stands, and is carried out once cron-sync runs. With ``wait=None`` it returns when the order is stored.
+    `by` says who orders it, as `jetcron schedules show` tells; this process's user and host where it is not given.
     """
 
     async def create(
@@ -91,7 +94,8 @@ class Schedules(HandOver, ScheduleRuns):
             "max_runs": max_runs,
             "tags": _listed(tags),
         }
-        (made,) = await self.create_many([values], by=by, wait=wait)
+        parts = await checked_parts(self._bus, [values], numbered=False)
+        (made,) = await submit(self._bus, "create", parts, by=by, wait=wait)
         return made
 
     async def create_many(
@@ -161,13 +165,13 @@ class Schedules(HandOver, ScheduleRuns):
             "tags": tags if isinstance(tags, Unchanged) else _listed(tags),
         }
         await self.get(id)
-        raw, faults, _ = wire(values)
+        raw, faults = changed(id, values)
         told = {id: faults} if faults else {}
         if isinstance(function, str):
             await check_functions(self._bus, {function: [(id, raw.get("overlap"))]}, told)
         if told:
             raise ScheduleRefused(told)
-        part = Part(id, {"id": id, **raw}, _revision(if_revision))
+        part = Part(id, raw, _revision(if_revision))
         (made,) = await submit(self._bus, "update", [part], by=by, wait=wait)
         return made
 
@@ -253,7 +257,7 @@ class Schedules(HandOver, ScheduleRuns):
         return await submit(self._bus, what, parts, by=by, wait=wait, progress=progress)
 
     async def preview(self, id: str, n: int = 10) -> Sequence[datetime]:
-        """Its next `n` times, in UTC: as many as there are, none when it is not active."""
+        """Its next `n` times, in UTC: as many as there are, none when it is not active. Raises `NotFound`."""
         check_int("schedules.preview", "n", n, 0, MAX_PAGE)
         _, schedule = await entry(self._bus, id)
         return upcoming(schedule, self._bus.clock.now(), n)

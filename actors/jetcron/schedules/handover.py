@@ -7,7 +7,7 @@ again.
 """
 
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from secrets import token_hex
 
@@ -63,6 +63,24 @@ class _Reign:
         return not self.known or self.schedule.state != "active" or self.schedule.executes == "other"
 
 
+@dataclass(slots=True)
+class Shift:
+    """What a hand-over comes to: what Jetcron is to execute, and the other; how many are `left` as they are.
+
+    `native` of these never had another scheduler: there is none to give them to.
+    """
+
+    to_jetcron: list[Part] = field(default_factory=list)
+    to_other: list[Part] = field(default_factory=list)
+    left: int = 0
+    native: int = 0
+
+    @property
+    def size(self) -> int:
+        """How many change hands."""
+        return len(self.to_jetcron) + len(self.to_other)
+
+
 class HandOver:
     """What `client.schedules` has for a hand-over."""
 
@@ -96,19 +114,49 @@ class HandOver:
     ) -> Sequence[InForce]:
         """Have Jetcron execute `percent` of these schedules, and the scheduler they are taken over from the rest.
 
-        Those named, or those created as data that pass the filters. Which they are follows from their ids: the same at
-        the same percentage, and a higher one only adds. Those that change are in force as any update is.
+        Those named, or those created as data that pass the filters; of them, those that have or had
+        ``executes="other"``. Any other stays Jetcron's, whatever the percentage: there is nobody to give it to. Which
+        they are follows from their ids: the same at the same percentage, and a higher one only adds. Those that change
+        are in force as any update is. Raises `NotFound` when there is no such schedule.
         """
+        found = await self.plan_hand_over(*ids, percent=percent, app=app, function=function, tag=tag)
+        return await self.apply_hand_over(found, by=by, wait=wait, progress=progress)
+
+    async def plan_hand_over(
+        self,
+        *ids: str,
+        percent: float = 100,
+        app: str | None = None,
+        function: str | None = None,
+        tag: str | None = None,
+    ) -> Shift:
+        """What `hand_over` would change; nothing is done yet."""
         if not 0 <= percent <= 100:
             raise ConfigurationError(f"schedules.hand_over: percent={percent!r}; allowed are 0 to 100")
-        if not ids and app is function is tag is None:
+        filters = {"app": app, "function": function, "tag": tag}
+        given = [f"{name}={value!r}" for name, value in filters.items() if value is not None]
+        if not ids and not given:
             raise ConfigurationError(
                 "schedules.hand_over: nothing is named; allowed are ids, app, function and tag"
             )
         chosen = [one async for one in _chosen(self._bus, ids, Filter(app, function, None, tag))]
-        return await submit(
-            self._bus, "update", _changes(chosen, percent), by=by, wait=wait, progress=progress
-        )
+        if not chosen:
+            among = "none of these schedules" if ids else "no schedule created as data"
+            matching = f" matches {' and '.join(given)}" if given else " is active, paused or ended"
+            raise NotFound(f"{among}{matching}; 'jetcron schedules list' shows them")
+        return shift(chosen, percent)
+
+    async def apply_hand_over(
+        self,
+        planned: Shift,
+        *,
+        by: str | None = None,
+        wait: float | None = _WAIT,
+        progress: Progress | None = None,
+    ) -> Sequence[InForce]:
+        """Carry it out. What somebody changed since it was planned is refused."""
+        parts = [*planned.to_jetcron, *planned.to_other]
+        return await submit(self._bus, "update", parts, by=by, wait=wait, progress=progress)
 
 
 async def _settle(bus: Bus, id: str, at: int, *, within: int, token: str | None) -> Fired:
@@ -197,7 +245,7 @@ async def _take(bus: Bus, run: Run, token: str | None) -> bool:
 
 async def _chosen(bus: Bus, ids: Sequence[str], filter: Filter) -> AsyncIterator[tuple[str, int, Schedule]]:
     """Schedules created as data, with their revisions: those named, or those that pass. Raises `NotFound`."""
-    for id in ids:
+    for id in dict.fromkeys(ids):
         stored, schedule = await entry(bus, id)
         if filter.passes(schedule):
             yield id, stored.sequence, schedule
@@ -210,14 +258,20 @@ async def _chosen(bus: Bus, ids: Sequence[str], filter: Filter) -> AsyncIterator
                 yield schedule.id, stored.sequence, schedule
 
 
-def _changes(schedules: Sequence[tuple[str, int, Schedule]], percent: float) -> list[Part]:
+def shift(schedules: Sequence[tuple[str, int, Schedule]], percent: float) -> Shift:
     """The updates that make Jetcron execute `percent` of these (id, revision, definition), and the other the rest.
 
-    The same ids at the same percentage, always; a higher one only adds.
+    The same ids at the same percentage, always; a higher one only adds. Left alone is what never was the other's, and
+    what has ended: neither executes it.
     """
-    found = []
+    found = Shift()
     for id, revision, schedule in schedules:
+        native = schedule.executes != "other" and not schedule.from_other
         executes = "jetcron" if hand_over_rank(id) < percent * 100 else "other"
-        if schedule.executes != executes:
-            found.append(Part(id, {"id": id, "executes": executes}, revision))
+        if native or schedule.state == "ended" or schedule.executes == executes:
+            found.native += native
+            found.left += 1
+        else:
+            part = Part(id, {"id": id, "executes": executes}, revision)
+            (found.to_jetcron if executes == "jetcron" else found.to_other).append(part)
     return found

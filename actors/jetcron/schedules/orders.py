@@ -106,9 +106,16 @@ async def submit(
     if not isinstance(by, str) or not 0 < len(by) <= MAX_BY or not by.isprintable():
         raise ConfigurationError(f"by={by!r}; allowed are 1 to {MAX_BY} printable characters")
     found: dict[str, InForce] = {}
+    hinted = False
+
+    def quiet(hint: str) -> None:
+        nonlocal hinted
+        if not hinted:  # several are waited for at one time, and none of them is answered
+            log.warning(f"{hint} The orders are stored, and waited for {wait:g} s each")
+        hinted = True
 
     async def send(some: Sequence[Part]) -> None:
-        reply = await _send(bus, _command(bus, what, some, by), wait)
+        reply = await _send(bus, _command(bus, what, some, by), wait, quiet)
         for part in some:
             at = reply.next.get(part.id)
             found[part.id] = InForce(
@@ -156,11 +163,13 @@ def _command(bus: Bus, what: Order, parts: Sequence[Part], by: str) -> SyncComma
     )
 
 
-async def _send(bus: Bus, command: SyncCommand, wait: float | None) -> SyncReply:
+async def _send(
+    bus: Bus, command: SyncCommand, wait: float | None, quiet: Callable[[str], None]
+) -> SyncReply:
     if wait is None:
         await bus.store(dispatch.command(bus.names, command))
         return SyncReply(id=command.id)
-    reply = await order(bus, command, wait=wait)
+    reply = await order(bus, command, wait=wait, quiet=quiet)
     if reply.faults:
         raise ScheduleRefused(reply.faults, reply.stale)
     if reply.errors:

@@ -41,7 +41,10 @@ class ScheduleRuns:
     _bus: Bus
 
     async def trigger(self, id: str) -> RunHandle:
-        """Run it now, whatever its state, with its payload: a manual run. Returns once the run is stored."""
+        """Run it now, whatever its state, with its payload: a manual run. Returns once the run is stored.
+
+        Raises `NotFound` when there is no such schedule, or its function is archived or not registered.
+        """
         return await run_now(self._bus, id)
 
     async def backfill(
@@ -50,7 +53,7 @@ class ScheduleRuns:
         """Run its occurrences from `start` to `end`, both included, now, as it is defined now; their runs.
 
         Each has the run id of the occurrence: what ran runs no more, as long as its run is remembered, and its handle
-        is `known`. At most 100,000; `end` is not later than now.
+        is `known`. At most 100,000; `end` is not later than now. Raises `NotFound` as `trigger` does.
         """
         since, until = moment("start", start), moment("end", end)
         return await run_between(self._bus, id, since, until, progress=progress)

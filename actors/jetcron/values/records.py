@@ -25,7 +25,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from typing_extensions import is_typeddict
 
-from jetcron.annotations import UNIONS, hints_of, is_class, rebuilt_typed_dict, typed_dict
+from jetcron.values.annotations import UNIONS, hints_of, is_class, rebuilt_typed_dict, typed_dict
 
 Change = Callable[[Any], Any]
 """From the type of a field to the type that reads it."""

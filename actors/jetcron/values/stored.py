@@ -25,9 +25,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import InitErrorDetails, PydanticCustomError
 from typing_extensions import TypeAliasType, is_typeddict
 
-from jetcron.annotations import UNIONS, filled, is_class, rebuilt_container, spelled
-from jetcron.records import maker_of
-from jetcron.scalars import TEXTS, UNDO, leaf, one_of
+from jetcron.values.annotations import UNIONS, filled, is_class, rebuilt_container, spelled
+from jetcron.values.records import maker_of
+from jetcron.values.scalars import TEXTS, UNDO, leaf, one_of
 from jetcron_protocol.codec import EncodeError, pack, unpack
 
 Again = Callable[[Any, object], object]

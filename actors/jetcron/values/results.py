@@ -33,9 +33,17 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from jetcron.annotations import evaluated, function_under, portable, problems_in, shown, spelled, unwrapped
 from jetcron.errors import NonRetriableError
-from jetcron.stored import awaited, stored
+from jetcron.values.annotations import (
+    evaluated,
+    function_under,
+    portable,
+    problems_in,
+    shown,
+    spelled,
+    unwrapped,
+)
+from jetcron.values.stored import awaited, stored
 
 _KEPT = "__jetcron_result__"
 

@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUndefinedAnnotation
 
-from jetcron.annotations import evaluated, function_under, portable, problems_in, shown, spelled
 from jetcron.errors import ConfigurationError, PayloadInvalid
+from jetcron.values.annotations import evaluated, function_under, portable, problems_in, shown, spelled
 
 __all__ = ["PayloadReader", "function_under"]
 
