@@ -9,7 +9,7 @@ from datetime import datetime
 from secrets import token_bytes
 from typing import Any, Literal, Self
 
-from jetcron import dispatch
+from jetcron import dispatch, logs
 from jetcron.bus import Bus, fenced
 from jetcron.clock import Clock, to_ms
 from jetcron.errors import (
@@ -19,6 +19,7 @@ from jetcron.errors import (
     WrongSequence,
 )
 from jetcron.events import Event, check_sendable, store_events, to_wire
+from jetcron.nearby import nearby_url
 from jetcron.registration import order
 from jetcron.replay import DeadLetters
 from jetcron.runs import RunHandle, Runs
@@ -40,8 +41,10 @@ _STORE_SECONDS = 30.0
 class Client:
     """A connection to Jetcron. Use as an async context manager: ``async with Client() as client``.
 
-    Its `settings` are those of the environment, `NATS_URL` above all; others are ``Settings.load(nats_url=...)`` of
-    `jetcron.settings`. Raises `ServerUnreachable`, `AuthorizationFailed`, `JetStreamDisabled` or `ServerTooOld` when it
+    Without `settings` they are those of the environment, and the server is ``NATS_URL``, else that of the `jetcron dev`
+    that runs in this folder, else nats://127.0.0.1:4222; others are ``Settings.load(nats_url=...)`` of
+    `jetcron.settings`. What it logs below a warning is shown only where structlog is configured. Raises
+    `ServerUnreachable`, `AuthorizationFailed`, `JetStreamDisabled` or `ServerTooOld` when it
     cannot connect.
     """
 
@@ -52,7 +55,9 @@ class Client:
                 f"Client: settings is no Settings but {type(settings).__name__}; allowed is "
                 "Settings.load(nats_url='nats://...') of jetcron.settings, or nothing: then NATS_URL says where"
             )
-        self._bus = Bus(settings or Settings.load(), clock=clock, name="jetcron client")
+        logs.quiet()
+        found = settings or Settings.load(nats_url=nearby_url())
+        self._bus = Bus(found, clock=clock, name="jetcron client")
         self.functions = Functions(self._bus)
         self.schedules = Schedules(self._bus)
         self.runs = Runs(self._bus)

@@ -63,6 +63,27 @@ def configure(
     logging.getLogger("watchfiles").setLevel(logging.WARNING)
 
 
+def quiet() -> None:
+    """Where structlog is as it comes, what we log below a warning is not shown, and the rest goes to stderr.
+
+    For programs that use us as a library: whatever else they log with it is as it was.
+    """
+    if not structlog.is_configured():
+        before = structlog.get_config()["processors"]
+        structlog.configure(processors=[_warnings_of_ours, *before], logger_factory=_loggers_of_ours)
+
+
+def _warnings_of_ours(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    if isinstance(logger, _Logger) and LEVELS.get(method, logging.CRITICAL) < logging.WARNING:
+        raise structlog.DropEvent
+    return event
+
+
+def _loggers_of_ours(*names: Any) -> WrappedLogger:
+    ours = bool(names) and str(names[0]).partition(".")[0] == "jetcron"
+    return _Logger(str(names[0]), "stderr") if ours else structlog.PrintLogger()
+
+
 def _stamps() -> list[Processor]:
     return [
         structlog.stdlib.add_logger_name,

@@ -46,12 +46,13 @@ class RunView:
 
 
 class RunHandle:
-    """A run that was started, by its id."""
+    """A run that was started, by its id. `known`: its journal stood before, and it does not run anew (`backfill`)."""
 
-    def __init__(self, bus: Bus, function: str, id: str) -> None:
+    def __init__(self, bus: Bus, function: str, id: str, *, known: bool = False) -> None:
         self._bus = bus
         self.function = function
         self.id = id
+        self.known = known
 
     def __repr__(self) -> str:
         return f"RunHandle({self.function!r}, {self.id!r})"
@@ -170,7 +171,7 @@ class Runs:
         own = [subject for subject in subjects if not subject.rsplit(".", 1)[1].startswith("gap-")]
         runs: Sequence[str] = sorted(own, key=lambda subject: subject.rsplit(".", 1)[1], reverse=True)
         if status is not None:
-            runs = await self._standing(runs, _statuses(status), limit)
+            runs = await self._standing(runs, statuses_of(status), limit)
         found: dict[str, RunView] = {}
 
         async def read(subject: str) -> None:
@@ -305,7 +306,8 @@ class Runs:
         return {subject: decode(JournalEntry, message.payload) for subject, message in stored.items()}
 
 
-def _statuses(given: str | Collection[str]) -> set[str]:
+def statuses_of(given: str | Collection[str]) -> set[str]:
+    """One status or several, as they are given; raises `ConfigurationError` for one there is not."""
     statuses = {given} if isinstance(given, str) else set(given)
     for one in statuses.difference(get_args(Status)):
         raise ConfigurationError(f"status={one!r}; allowed are {', '.join(map(repr, get_args(Status)))}")

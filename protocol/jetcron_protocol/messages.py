@@ -514,6 +514,10 @@ class Lane:
     due: dict[Token, Time] | None = None
 
 
+Reason = Literal["catch_up", "too_old", "too_many", "unknown_history", "overlap", "handed_over", "archived"]
+"""Why an occurrence did not run."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gap:
     """Occurrences in [`start`, `to`] that did not run, and why. Where a run exists too, the run counts.
@@ -528,9 +532,7 @@ class Gap:
     start: Time
     to: Time
     count: Count
-    reason: Literal[
-        "catch_up", "too_old", "too_many", "unknown_history", "overlap", "handed_over", "archived"
-    ]
+    reason: Reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

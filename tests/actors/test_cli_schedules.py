@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from jetcron import Client
+from jetcron import Client, ledger
 from jetcron.clock import from_ms
 from jetcron.registration import order
 from jetcron_protocol.codec import decode
-from jetcron_protocol.messages import Function, Run, SyncCommand
+from jetcron_protocol.messages import Function, Gap, Run, SyncCommand
 from tests.support.command_line import acall, running
 from tests.support.nats_server import NatsServer
 from tests.support.stack import FAST, PATIENCE, Stack
@@ -87,6 +87,25 @@ async def test_create_show_update_and_the_states(stack: Stack) -> None:
     assert "there is no schedule 'team-7'" in await refused(1, "pause", "team-7")
 
 
+async def test_what_an_order_came_to_is_said_as_it_is(stack: Stack) -> None:
+    async def said(*arguments: str) -> str:
+        result = await acall("schedules", *arguments)
+        assert result.exit_code == 0, result.output
+        return str(result.stderr.splitlines()[-1])
+
+    create = ("create", "x", "reports.send", "--every", "1h")
+    assert re.match(r"x created \(revision \d+, next ", await said(*create))
+    assert re.match(r"x stands unchanged \(revision \d+, next ", await said(*create))
+    assert (await ok(*create, "--json"))[0]["changed"] is False
+    assert re.match(r"x updated \(revision \d+, next ", await said("update", "x", "--every", "2h"))
+    assert re.match(r"x stands unchanged \(revision \d+, next ", await said("update", "x", "--every", "2h"))
+    assert (await ok("pause", "x", "--json"))[0]["changed"] is True
+    assert re.match(r"x stands unchanged \(revision \d+\)", await said("pause", "x"))
+    for verb, what in ((create, "created"), (("unpause", "x"), "unpaused"), (("delete", "x"), "deleted")):
+        assert await said(*verb, "--no-wait") == f"x is ordered to be {what} (nobody was waited for)"
+    assert (await ok("delete", "x", "--no-wait", "--json"))[0]["changed"] is None
+
+
 async def test_every_fault_is_told(stack: Stack) -> None:
     said = await refused(
         1, "create", "x", "reports.absent", "--cron", "61 * * * *", "--catch-up-most", "5", "--end", "soon"
@@ -120,6 +139,8 @@ async def test_trigger_and_backfill(stack: Stack) -> None:
     await ok("create", "h", "reports.send", "--every", "1h", "--payload", "5", "--no-wait")
     await stack.settled(stack.names.work, stack.names.cron_sync)
     run = (await ok("trigger", "h")).strip()
+    told = await ok("trigger", "h", "--json")
+    assert told == {"run": told["run"], "function": "reports.send", "schedule": "h"}
     now = from_ms(stack.clock.now())
     hours = now.replace(minute=0, second=0, microsecond=0)
     since = from_ms(int(hours.timestamp() * 1000) - 3 * 3_600_000).isoformat()
@@ -129,10 +150,14 @@ async def test_trigger_and_backfill(stack: Stack) -> None:
         decode(Run, message.payload)
         for message in await stack.stored(stack.names.work, f"{stack.names.namespace}.run.>")
     ]
-    assert [one.run for one in stored] == [run, *runs]
+    assert [one.run for one in stored] == [run, told["run"], *runs]
     assert {(one.payload, one.schedule) for one in stored} == {(5, "h")}
-    assert [one.trigger for one in stored] == ["manual", *["cron"] * 4]
+    assert [one.trigger for one in stored] == [*["manual"] * 2, *["cron"] * 4]
     assert "up to now" in await refused(1, "backfill", "h", since, "2999-01-01T00:00:00Z")
+    await ok("create", "s", "reports.send", "--every", "1s")
+    said = await refused(1, "backfill", "s", "2020-01-01T00:00:00Z", "2020-01-02T12:00:00Z")
+    assert "129,601 occurrences" in said
+    assert "allowed are 100,000 at one time; do it in parts" in said
 
 
 async def test_pages_of_a_listing(stack: Stack) -> None:
@@ -325,3 +350,48 @@ async def test_load_shows_the_herd(stack: Stack) -> None:
     assert re.search(r"18:00 JST\s+13 at most in one minute", text)
     assert re.search(r"18:00 JST\s*█", text)
     assert "Mars" in await refused(2, "load", "--timezone", "Mars")
+
+
+async def test_durations_are_shown_with_their_units(stack: Stack) -> None:
+    await ok(
+        "create", "a", "reports.send", "--every", "10m", "--jitter", "5s", "--catch-up", "all",
+        "--catch-up-within", "1h30m",
+    )  # fmt: skip
+    text = await ok("show", "a")
+    for name, value in (("every", "10 min"), ("jitter", "5 s"), ("catch_up_within", "1 h 30 min")):
+        assert re.search(rf"^{name} +{value}$", text, re.M), text
+    plain = await ok("show", "a", "--json")
+    assert (plain["every"], plain["jitter"], plain["catch_up_within"]) == (600, 5, 5_400), "seconds, as given"
+
+
+async def test_a_listing_of_what_there_is_not_says_so(stack: Stack) -> None:
+    async def said(*arguments: str) -> str:
+        result = await acall(*arguments)
+        assert (result.exit_code, result.stdout) == (0, ""), result.output
+        return str(result.stderr)
+
+    assert "there are no schedules; jetcron schedules create makes one" in await said("schedules", "list")
+    assert "no schedules are so" in await said("schedules", "list", "--app", "reports", "--tag", "weekly")
+    assert "there is no app 'nosuch'" in await said("schedules", "list", "--app", "nosuch")
+    for verb in (("schedules", "list"), ("runs", "gaps"), ("runs", "list")):
+        text = await said(*verb, "--function", "reports.nosuch")
+        assert "there is no function 'reports.nosuch'; jetcron functions list shows them" in text
+    assert "every occurrence ran" in await said("runs", "gaps", "--function", "reports.send")
+    assert "no run is remembered" in await said("runs", "list", "--function", "reports.send")
+
+
+async def test_gaps_for_programs_are_as_the_rest(stack: Stack) -> None:
+    gap = Gap(schedule="a", start=0, to=60_000, count=2, reason="catch_up")
+    await ledger.record(stack.bus, gap, "reports.send")
+    result = await acall("runs", "gaps", "--json")
+    assert json.loads(result.stdout) == [
+        {
+            "function": "reports.send",
+            "schedule": "a",
+            "start": "1970-01-01T00:00:00.000Z",
+            "to": "1970-01-01T00:01:00.000Z",
+            "count": 2,
+            "reason": "catch_up",
+            "why": "missed, and catch_up left it out",
+        }
+    ]

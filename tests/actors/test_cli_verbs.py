@@ -104,6 +104,8 @@ async def test_init_says_what_it_did(shared_nats: NatsServer, namespace: str, mo
     assert (first.exit_code, second.exit_code, third.exit_code) == (0, 0, 0)
     assert first.stdout.count("created") == 14
     assert second.stdout.count("unchanged") == 14
+    assert second.stdout.splitlines()[0].split() == ["KIND", "NAME", "DONE"]
+    assert third.stdout.splitlines()[0].split() == ["KIND", "NAME", "DONE", "WHAT"]
     (updated,) = [line for line in third.stdout.splitlines() if "updated" in line]
     assert updated.split() == ["stream", f"{namespace.upper()}_EVENTS", "updated", "max_age"]
 

@@ -3,13 +3,15 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support.command_line import acall, running
+from tests.support.command_line import acall, clean_environment, running
 from tests.support.nats_server import NatsServer
 
 APP = """
@@ -133,6 +135,62 @@ async def test_without_an_app_and_on_a_server_of_ones_own(
         assert "every actor but the executor" in dev.text
         assert "embedded" not in dev.text
         assert not (folder / ".jetcron").exists()
+
+
+async def test_a_server_of_ones_own_is_the_only_one(folder: Path) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"nats://127.0.0.1:{unused.getsockname()[1]}"
+    async with running("dev", "--nats-port", "4555", cwd=folder, NATS_URL=address) as dev:
+        assert await dev.ends() == 2
+        words = " ".join(re.sub(r"[^ -~]", " ", dev.text).split())  # a box is drawn around it
+        assert f"--nats-port 4555: NATS_URL={address} is set, and dev starts no server of its own" in words
+    async with running("dev", cwd=folder, NATS_URL=address) as dev:
+        assert await dev.ends() == 1
+        assert f"no NATS server answers at {address}" in dev.text
+        assert f"NATS_URL={address} is set, and dev starts no server of its own" in dev.text
+    assert not (folder / ".jetcron").exists()
+
+
+PROGRAM = """
+import asyncio, structlog
+from jetcron import Client
+async def main():
+    structlog.get_logger().debug("mine")
+    async with Client() as client:
+        run = await client.run("reports.dispatch")
+        print(await run.result(timeout=20))
+    structlog.get_logger().debug("mine")
+asyncio.run(main())
+"""
+
+
+async def test_a_program_in_the_same_folder_finds_it_and_is_told_nothing_else(folder: Path) -> None:
+    async def program(**env: str) -> tuple[int, str, str]:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", PROGRAM),
+            cwd=folder,
+            env=clean_environment(**env),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        out, err = await process.communicate()
+        assert process.returncode is not None
+        return process.returncode, out.decode(), err.decode()
+
+    async with running("dev", "jobs:app", "--no-reload", cwd=folder) as dev:
+        await dev.sees("ready")
+        assert re.search(rf"in another folder first: export NATS_URL={url(folder)}$", dev.text, re.M)
+        code, out, err = await program()
+        assert (code, err) == (0, ""), err
+        first, printed, last = out.splitlines()
+        assert printed == "hello"
+        assert "mine" in first, "what it logs itself is its own"
+        assert "mine" in last
+        code, out, err = await program(NATS_URL="nats://127.0.0.1:1")
+        assert code == 1, "NATS_URL comes first"
+        assert len(out.splitlines()) == 1, "its own line, and none of ours"
+        assert err.splitlines()[-1].startswith("jetcron.errors.ServerUnreachable: ")
 
 
 async def test_a_port_that_is_taken(folder: Path, shared_nats: NatsServer) -> None:

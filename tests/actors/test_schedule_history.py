@@ -194,6 +194,47 @@ async def test_a_gap_that_began_long_before_what_is_shown_is_found(stack: Stack,
     assert [one.gap and one.gap.reason for one in found] == ["catch_up"] * 1_201 + ["too_many"] * 99
 
 
+async def test_what_is_shown_of_the_last_occurrences_is_what_the_history_says(
+    stack: Stack, client: Client
+) -> None:
+    lived = Lived(stack)
+    _, revision = await lived.write(lived.revision(2_000, payload=1), lived.revision(9))
+    await lived.gap(1_900, 8)
+    await lived.gap(7, 5)
+    await lived.gap(4, 4, "handed_over")
+    await client.schedules.backfill(lived.id, from_ms(lived.at(3)), from_ms(lived.at(2)))
+    await lived.tick(lived.revision(9), revision, 1)
+
+    shown = await client.schedules.show(lived.id)
+    assert shown.outcomes == await client.schedules.history(lived.id, limit=10)
+    assert [one.outcome for one in shown.outcomes] == [
+        *["due"] * 2,
+        *["queued"] * 2,
+        *["not run"] * 4,
+        "queued",
+        "not run",
+    ], "no entry of its own revision tells of the one at 8, and runs of its function wait"
+    plain = json.loads((await acall("schedules", "show", lived.id, "--json")).stdout)["outcomes"]
+    assert [one["outcome"] for one in plain] == [one.outcome for one in shown.outcomes]
+    assert [one["run"] for one in plain[:5]] == [None, None, shown.outcomes[2].id, shown.outcomes[3].id, None]
+    text = (await acall("schedules", "show", lived.id)).stdout
+    assert "not remembered" not in text
+    assert text.count("missed, and catch_up left it out") == 4
+    assert text.count("left to the other scheduler") == 1
+
+
+async def test_what_the_other_scheduler_took_did_not_run_here(stack: Stack, client: Client) -> None:
+    lived = Lived(stack)
+    await lived.write(lived.revision(3, executes="other"))
+    assert (await client.schedules.fired(lived.id, from_ms(lived.at(1)))).here
+    found = await client.schedules.history(lived.id)
+    assert (found[1].outcome, found[1].reason) == ("not run", "handed_over")
+    plain = await ok(lived.id, "--json", "--limit", "2")
+    assert (plain[1]["outcome"], plain[1]["reason"]) == ("not run", "handed_over")
+    assert plain[1]["why"] == "left to the other scheduler, which executes it"
+    assert "cancelled" not in await ok(lived.id)
+
+
 async def test_what_is_left_out_while_another_goes_on_is_told(stack: Stack, client: Client) -> None:
     lived = Lived(stack)
     revision = lived.revision(2, overlap="skip")
@@ -279,12 +320,13 @@ async def test_of_very_many_that_are_ready_not_all_are_looked_at(stack: Stack, c
 
 async def test_more_revisions_than_one_request_reads(stack: Stack, client: Client) -> None:
     lived = Lived(stack)
-    written = [lived.revision(1_100 - n, payload=n) for n in range(1_100)]
+    # None after what is looked at: a minute may end meanwhile.
+    written = [lived.revision(1_100 - n, payload=n, end=lived.last) for n in range(1_100)]
     numbers = await lived.write(*written)
     found = await client.schedules.history(lived.id, limit=1_090)
     assert [one.revision for one in found] == list(reversed(numbers[-1_090:]))
     shown = await client.schedules.show(lived.id)
-    assert [one.revision for one in shown.outcomes] == list(reversed(numbers[-200:]))
+    assert [one.revision for one in shown.outcomes] == list(reversed(numbers[-10:]))
     assert not (await client.schedules.fired(lived.id, from_ms(lived.at(500)))).here
 
 
@@ -305,7 +347,7 @@ async def test_what_is_declared_in_code_and_what_is_gone_have_a_history(stack: S
     )
     (one,) = await client.schedules.history("once")
     assert (one.at, one.id) == (from_ms(once.at(8)), schedule_run_id(FUNCTION, "once", once.at(8)))
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFound, match="'once' any more; 'jetcron schedules history once' tells"):
         await client.schedules.get("once")
     with pytest.raises(NotFound, match="'never'"):
         await client.schedules.history("never")
@@ -313,3 +355,95 @@ async def test_what_is_declared_in_code_and_what_is_gone_have_a_history(stack: S
         await client.schedules.history("once", limit=0)
     with pytest.raises(ConfigurationError, match="since"):
         await client.schedules.history("once", since="yesterday")
+
+
+async def test_what_was_triggered_or_backfilled_is_found_by_its_schedule(
+    stack: Stack, client: Client
+) -> None:
+    now = stack.clock.now()
+    await client.schedules.create("young", FUNCTION, every=60)
+    await client.schedules.create("other", FUNCTION, every=60)
+    text = (await acall("schedules", "history", "young")).output
+    assert "no occurrence yet" in text
+    assert "jetcron runs list --schedule young" in text
+    assert "jetcron runs list --schedule young" in (await acall("schedules", "show", "young")).output
+
+    arguments = (
+        "backfill",
+        "young",
+        from_ms(now - 10 * MINUTE).isoformat(),
+        from_ms(now - 5 * MINUTE).isoformat(),
+    )
+    said = await acall("schedules", *arguments)
+    assert said.exit_code == 0, said.output
+    backfilled = said.stdout.split()
+    assert (
+        f"{len(backfilled)} occurrences of young: {len(backfilled)} to run, 0 ran or run already"
+        in said.stderr
+    )
+    triggered = [(await client.schedules.trigger("young")).id, (await client.schedules.trigger("young")).id]
+    await client.schedules.trigger("other")
+    assert (await client.schedules.runs("young")).runs == [], "nobody has taken one yet"
+    await stack.execute(teams())
+    await stack.journal.wait("completed", len(backfilled) + 3)
+
+    listed = json.loads((await acall("runs", "list", "--schedule", "young", "--json")).stdout)
+    assert [one["run"] for one in listed] == sorted([*triggered, *backfilled], reverse=True)
+    assert {one["status"] for one in listed} == {"completed"}
+    assert {(one["schedule"], one["attempts"]) for one in listed} == {("young", 1)}
+    again = await acall("schedules", *arguments)
+    assert f": 0 to run, {len(backfilled)} ran or run already" in again.stderr
+    assert again.stdout.split() == backfilled
+
+    found = await client.schedules.runs("young", limit=1, status="completed")
+    assert [one.id for one in found.runs] == [listed[0]["run"]]
+    assert (await client.schedules.runs("young", status="failed")).runs == []
+    assert len((await client.schedules.runs("other")).runs) == 1
+    with pytest.raises(NotFound):
+        await client.schedules.runs("never")
+    assert (await client.schedules.runs("never", function=FUNCTION)).runs == []
+    with pytest.raises(ConfigurationError, match="status='fine'"):
+        await client.schedules.runs("young", status="fine")
+
+
+async def test_a_search_for_runs_goes_page_by_page_and_says_where_it_stopped(
+    stack: Stack, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jetcron.schedules.search._PAGE", 2)
+    await client.schedules.create("a", FUNCTION, every=3600)
+    await client.schedules.create("b", FUNCTION, every=3600)
+    a = [(await client.schedules.trigger("a")).id for _ in range(2)]
+    await client.schedules.create("c", "teams.other", every=3600)
+    await client.schedules.update("a", function="teams.other")
+    late = [(await client.schedules.trigger("b")).id for _ in range(3)]
+    a.append((await client.schedules.trigger("a")).id)
+    await stack.execute(teams())
+    await stack.journal.wait("completed", 6)
+    found = await client.schedules.runs("a")
+    assert [one.id for one in found.runs] == sorted(a, reverse=True)
+    assert (found.looked_at, found.journals) == (6, 6)
+    assert [one.id for one in (await client.schedules.runs("b", limit=2)).runs] == late[:0:-1]
+
+    monkeypatch.setattr("jetcron.schedules.search.LOOKED_AT", 3)
+    found = await client.schedules.runs("a")
+    assert [one.id for one in found.runs] == a[2:]
+    assert (found.looked_at, found.journals) == (3, 6)
+    said = await acall("runs", "list", "--schedule", "a")
+    assert "the newest 3 of the 6 runs of its functions were looked at" in said.stderr
+
+
+async def test_a_run_of_a_schedule_is_found_while_it_goes_on(stack: Stack, client: Client) -> None:
+    app = App("teams")
+
+    @app.function(retries=0)
+    async def report(ctx: Context) -> None:
+        await ctx.step.run("one", lambda: None)
+        await ctx.step.sleep("long", 3_600)
+
+    await stack.register(app)
+    await stack.execute(app)
+    await client.schedules.create("a", FUNCTION, every=3600)
+    run = await client.schedules.trigger("a")
+    await stack.journal.wait("waiting")
+    (found,) = (await client.schedules.runs("a", status=["waiting", "running"])).runs
+    assert (found.id, found.status, list(found.history.steps)) == (run.id, "waiting", ["one"])

@@ -508,7 +508,7 @@ async def test_what_cannot_be_run_is_refused(stack: Stack, client: Client) -> No
     for start, end in ((now, now - timedelta(hours=1)), (now, now + timedelta(hours=1))):
         with pytest.raises(ConfigurationError, match="allowed are a start before the end"):
             await client.schedules.backfill("a", start, end)
-    with pytest.raises(ConfigurationError, match="allowed are 100000 at one time"):
+    with pytest.raises(ConfigurationError, match="allowed are 100,000 at one time; do it in parts"):
         await client.schedules.backfill("a", now - timedelta(days=3), now)
     with pytest.raises(NotFound):
         await client.schedules.trigger("absent")
@@ -594,8 +594,8 @@ async def test_details_tell_of_ticks_times_outcomes_and_lateness(stack: Stack, c
     found = await client.schedules.show("a")
     assert (found.schedule.id, found.zone, len(found.upcoming)) == ("a", "Asia/Tokyo", 10)
     assert any(tick.revision == found.schedule.revision and tick.sequence > 0 for tick in found.ticks)
-    statuses = {one.run.status for one in found.outcomes if one.run is not None}
-    assert statuses >= {"completed", "failed"}
+    assert "completed" in {one.outcome for one in found.outcomes}
+    assert len(found.late) >= 4, "the two that failed, the two that did not"
     times = [one.at for one in found.outcomes]
     assert times == sorted(times, reverse=True)
     median, worst = found.lateness(0.5), found.lateness(0.99)

@@ -1,21 +1,15 @@
 """Everything in README.md is done as it says: written, started, typed and compared."""
 
-import asyncio
-import contextlib
-import os
 import re
-import shlex
-import signal
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from tests.examples.documents import README, ROOT, Block, blocks
+from tests.examples.typing_along import dev, shell
 
 BLOCKS = blocks(README)
-PATIENCE = 30.0
 
 
 def those(language: str, beginning: str = "") -> list[Block]:
@@ -69,63 +63,12 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def environment() -> dict[str, str]:
-    ours = ("JETCRON_", "NATS_")
-    return {name: value for name, value in os.environ.items() if not name.startswith(ours)} | {
-        "NO_COLOR": "1"
-    }
-
-
-async def shell(folder: Path, *commands: str, **more: str) -> str:
-    """Type these into a shell of their own, as `make install` leaves it; what they print."""
-    install = [command for command in INSTALL.commands if not command.startswith("make ")]
-    assert install == ["source .venv/bin/activate"]
-    process = await asyncio.create_subprocess_exec(
-        *("bash", "-euo", "pipefail", "-c", "\n".join([*install, *commands])),
-        cwd=folder,
-        env=environment() | more,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    async with asyncio.timeout(PATIENCE):
-        out, err = await process.communicate()
-    assert process.returncode == 0, out.decode() + err.decode()
-    return out.decode()
-
-
-@contextlib.asynccontextmanager
-async def dev(folder: Path) -> AsyncIterator[None]:
-    """`jetcron dev` as the README starts it, from its readiness to its end."""
-    (command,) = DEV.commands
-    process = await asyncio.create_subprocess_exec(
-        *(Path(sys.executable).with_name("jetcron"), *shlex.split(command)[1:]),
-        cwd=folder,
-        env=environment(),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    assert process.stdout is not None
-    said = b""
-    try:
-        async with asyncio.timeout(PATIENCE):
-            while b"ready; Ctrl-C to stop" not in said:
-                line = await process.stdout.readline()
-                assert line, said.decode()
-                said += line
-        rest = asyncio.create_task(process.stdout.read())
-        yield
-        process.send_signal(signal.SIGINT)
-        async with asyncio.timeout(PATIENCE):
-            said += await rest
-            assert await process.wait() == 0, said.decode()
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
-
-
 async def test_a_first_function(folder: Path) -> None:
-    async with dev(folder):
+    assert [command for command in INSTALL.commands if not command.startswith("make ")] == [
+        "source .venv/bin/activate"
+    ]
+    (command,) = DEV.commands
+    async with dev(folder, command) as printed:
         typed = await shell(folder, *TYPED.commands)
         assert '"asked for 2 reports"\n' in typed
         assert re.search(r"reports\.ask +completed +manual", typed)
@@ -133,8 +76,11 @@ async def test_a_first_function(folder: Path) -> None:
         assert "nothing is wrong" in typed
 
         (folder / "program.py").write_text(PROGRAM.text)
-        server = (folder / ".jetcron" / "url").read_text().strip()
-        assert await shell(folder, "python program.py", NATS_URL=server) == PRINTED.text
+        assert await shell(folder, "python program.py") == PRINTED.text
+
+        (export,) = re.findall(r"export NATS_URL=\S+", printed)
+        elsewhere = [export, "mkdir elsewhere", "cd elsewhere", "python ../program.py"]
+        assert await shell(folder, *elsewhere) == PRINTED.text
 
 
 async def test_next_prints_what_is_shown(folder: Path) -> None:

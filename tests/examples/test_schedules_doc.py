@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import sys
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,10 +14,20 @@ from jetcron.definitions import FIELDS, MAX_PAYLOAD, MAX_TAGS
 from jetcron_protocol.messages import ScheduleState
 from jetcron_protocol.subjects import MAX_ID
 from tests.examples.documents import ROOT, blocks
+from tests.examples.typing_along import dev, shell
 from tests.support.nats_server import NatsServer
-from tests.support.stack import FAST, Stack
+from tests.support.stack import FAST, Stack, until
 
 DOCUMENT = ROOT / "docs" / "schedules.md"
+CALLING = """
+import asyncio
+
+async def main():
+    async with Client() as client:
+        await one_each(client, [1, 2])
+
+asyncio.run(main())
+"""
 
 
 def app() -> App:
@@ -59,6 +70,45 @@ async def test_the_programs_and_the_file_do_what_is_said(
             assert sorted(one.id for one in plan.delete) == ["pulse", "reminder-9", "team-21", "team-22"]
             await client.schedules.apply(plan)
             assert len((await client.schedules.list()).schedules) == 2
+
+
+async def test_the_page_works_word_for_word_from_an_empty_folder_on(tmp_path: Path) -> None:
+    """Every block is done in its order: what it says, is typed; a program is run, a file is written."""
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    page = blocks(DOCUMENT)
+    module, start, program, run, many, file, apply, verbs = page
+    assert [block.language for block in page] == [
+        *("python", "bash", "python", "bash", "python", "yaml", "bash", "bash")
+    ], "a block more is one to do here"
+    (tmp_path / "teams.py").write_text(module.text)
+    (command,) = start.commands
+    async with dev(tmp_path, command):
+        (tmp_path / "first.py").write_text(program.text)
+        printed = (await shell(tmp_path, *run.commands)).splitlines()
+        assert re.match(r"\d+ 20\d\d-", printed[0])
+        assert printed[1].startswith("team-7 active 20")
+        assert len(printed) == 3
+        (tmp_path / "many.py").write_text(f"{many.text}\n{CALLING}")
+        assert await shell(tmp_path, "python many.py") == "2 more\n"
+        (tmp_path / "schedules.yaml").write_text(file.text)
+        said = await shell(tmp_path, *apply.commands)
+        assert "+ team-8" in said
+        assert {line for line in said.splitlines() if line.startswith("- ")} == {
+            *("- pulse", "- reminder-9", "- team-1", "- team-2")
+        }
+        said = await shell(tmp_path, *verbs.commands[:-1])
+        assert '"id": "team-9"' in said, "it is due within a week"
+        assert re.search(r"^cron +0 9 \* \* MON$", said, re.M)
+
+        async def four_mondays() -> bool:
+            """Those of January 2025; a run is listed once an executor has taken it."""
+            (list_,) = [verb for verb in verbs.commands if verb.startswith("jetcron runs list")]
+            return len(re.findall(r"teams\.report +completed +cron ", await shell(tmp_path, list_))) == 4
+
+        await until(four_mondays)
+        await shell(tmp_path, verbs.commands[-1])
+        left = await shell(tmp_path, "jetcron schedules list")
+        assert [line.split()[0] for line in left.splitlines()] == ["SCHEDULE", "team-7", "team-8"]
 
 
 def test_every_field_and_state_is_in_the_tables() -> None:

@@ -57,7 +57,6 @@ than it deserves; and nothing is late, so that every occurrence has to run, howe
 _AWAY = (
     "no NATS server answers",
     "answers without JetStream",
-    "its JetStream does not",
     "the connection to NATS was lost",
     "no answer within",
 )

@@ -571,6 +571,26 @@ def test_spans(ms: int, text: str) -> None:
     assert output.span(ms) == text
 
 
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (0.25, "0.25 s"),
+        (600, "10 min"),
+        (3_661, "1 h 1 min 1 s"),
+        (86_400, "1 day"),
+        (180_000, "2 days 2 h"),
+    ],
+)
+def test_a_duration_is_shown_as_it_was_defined(seconds: float, text: str) -> None:
+    assert output.length(seconds) == text
+
+
+@pytest.mark.parametrize(("number", "text"), [(0, "0 runs"), (1, "1 run"), (1_200, "1,200 runs")])
+def test_things_are_counted_in_words(number: int, text: str) -> None:
+    assert output.counted(number, "run") == text
+
+
 # As JSON.
 
 

@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from jetcron.cron import fire_times, parse
+from jetcron.cron import CronError, fire_times, parse
 from tests.support.cron_oracle import Minutes, changes, fires
 
 FIRST_YEAR, LAST_YEAR = 1990, 2037
@@ -155,3 +155,22 @@ def test_odd_changes_under_every_expression(name: str, change: datetime) -> None
     dates = ["30 0,12 30 12 *", "0 9 21 8 *", "5,35 1-2 31 * *"]
     cases = [(text, dst) for text in (*FIXED, *WILDCARDS, *dates) for dst in ("default", "skip", "both")]
     check(name, change, cases)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("Foo/Bar", None),
+        ("Europe/Nowhere", None),
+        ("Mars", None),
+        ("Europe/Prag", "Europe/Prague"),
+        ("Prague", "Europe/Prague"),
+        ("Europe/New_York", "America/New_York"),
+        ("new york", "America/New_York"),
+    ],
+)
+def test_only_a_name_that_is_near_is_suggested(name: str, hint: str | None) -> None:
+    with pytest.raises(CronError) as refused:
+        parse("0 9 * * *", timezone=name)
+    _, asked, near = str(refused.value).partition("did you mean ")
+    assert (near if asked else None) == (f"{hint!r}?" if hint else None)

@@ -58,4 +58,7 @@ def test_the_plot_follows_the_wall_clock_over_a_change() -> None:
 
 
 def test_the_plot_of_nothing() -> None:
-    assert "0 active schedules, 0 times" in plot(empty(NOW, 60), ZoneInfo("UTC"))[-1]
+    found = empty(NOW, 60)
+    assert "0 active schedules, 0 times" in plot(found, ZoneInfo("UTC"))[-1]
+    found.schedules = found.counts[0] = 1
+    assert any("1 active schedule, 1 time[" in line for line in plot(found, ZoneInfo("UTC")))

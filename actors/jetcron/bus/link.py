@@ -147,15 +147,10 @@ class Link:
             raise ServerTooOld(".".join(map(str, version)), ".".join(map(str, MIN_SERVER)))
         try:
             await self.api("INFO", timeout=_CONNECT_SECONDS)
-        except TryAgain as error:
+        except (TryAgain, JetStreamDisabled) as error:
             raise JetStreamDisabled(
-                f"the server at {self.settings.shown_url} answers, but its JetStream does not ({error}); in a "
-                "cluster it does once a majority of the servers runs",
-            ) from None
-        except JetStreamDisabled as error:
-            raise JetStreamDisabled(
-                f"the server at {self.settings.shown_url} answers without JetStream ({error}); "
-                "start it with -js, or enable JetStream for this account",
+                f"the server at {self.settings.shown_url} answers without JetStream ({error}); start it with -js, or "
+                "enable JetStream for this account; in a cluster, a majority of its servers must run"
             ) from None
 
     async def _on_error(self, error: Exception) -> None:

@@ -15,11 +15,12 @@ from jetcron.clock import Clock, SystemClock
 from jetcron.cron_sync import CronSync
 from jetcron.cron_tick import CronTick
 from jetcron.dev import Options, run_dev
-from jetcron.errors import TryAgain
+from jetcron.errors import ServerUnreachable, TryAgain
 from jetcron.event_router import EventRouter
 from jetcron.executor import Executor
 from jetcron.health_checker import HealthChecker, arm
 from jetcron.loading import load
+from jetcron.nearby import STORE
 from jetcron.process import Make, Process, run_actor
 from jetcron.registration import register
 from jetcron.settings import Settings
@@ -99,7 +100,7 @@ def dev(
     ] = None,
     store: Annotated[
         Path, typer.Option("--store", metavar="DIR", help="Where the embedded server keeps everything.")
-    ] = session.STORE,
+    ] = STORE,
     nats_port: Annotated[
         int, typer.Option("--nats-port", metavar="N", min=0, max=65535, help="Its port; 0: any free one.")
     ] = 0,
@@ -111,14 +112,22 @@ def dev(
 ) -> None:
     """Run everything here: an embedded nats-server, every actor, reload on save.
 
-    With NATS_URL set it uses that server instead. Other verbs called in the same folder find the embedded
+    With NATS_URL set it uses that server instead. Other verbs and clients in the same folder find the embedded
     server by themselves. Ctrl-C drains and ends it; the store stays.
     """
     embedded = not os.environ.get("NATS_URL")
     settings = Settings.load()
+    others = f"NATS_URL={settings.shown_url} is set, and dev starts no server of its own"
+    if nats_port and not embedded:
+        raise typer.BadParameter(f"--nats-port {nats_port}: {others}; unset NATS_URL, or leave the port out")
     logs.configure(settings)
     options = Options(target=target, store=store, nats_port=nats_port, reload=not no_reload, once=once)
-    code = loop.run(run_dev(options, settings, embedded=embedded, version=jetcron.__version__))
+    try:
+        code = loop.run(run_dev(options, settings, embedded=embedded, version=jetcron.__version__))
+    except ServerUnreachable as error:
+        if embedded:
+            raise
+        output.fail(f"{error}\n{others}; unset NATS_URL to have one here")
     raise typer.Exit(code)
 
 
@@ -133,16 +142,15 @@ def init() -> None:
             action = "unchanged" if not armed else "created" if armed == GROUPS else "updated"
             return [*changes, Change("sweeps", f"{GROUPS} groups", action)]
 
-    output.table(
-        loop.run(apply()),
-        {
-            "KIND": lambda change: change.kind,
-            "NAME": lambda change: change.name,
-            "": lambda change: output.state(change.action),
-            "WHAT": lambda change: ", ".join(change.fields),
-        },
-        empty="",
-    )
+    changes = loop.run(apply())
+    columns: dict[str, Callable[[Change], str]] = {
+        "KIND": lambda change: change.kind,
+        "NAME": lambda change: change.name,
+        "DONE": lambda change: output.state(change.action),
+    }
+    if any(change.fields for change in changes):
+        columns["WHAT"] = lambda change: ", ".join(change.fields)
+    output.table(changes, columns, empty="")
 
 
 def sync(
@@ -176,5 +184,5 @@ def sync(
             "REVISION": lambda schedule: str(reply.revisions[schedule]),
             "NEXT": lambda schedule: output.shown(reply.next.get(schedule)),
         },
-        empty=f"{app.name}: {len(app.functions)} functions, no schedule changed",
+        empty=f"{app.name}: {output.counted(len(app.functions), 'function')}, no schedule changed",
     )

@@ -12,7 +12,7 @@ from jetcron.bus import Bus, rfc3339_ms
 from jetcron.cli.cycles import Cycles, Finding
 from jetcron.cli.deep import DeepCheck
 from jetcron.cli.health import Health
-from jetcron.cli.output import size
+from jetcron.cli.output import counted, size
 from jetcron.clock import Clock, SystemClock
 from jetcron.errors import BusError, NotFound, TopologyMissing
 from jetcron.settings import Settings
@@ -231,13 +231,17 @@ class _Doctor:
                 Finding(
                     "wrong",
                     app,
-                    f"no executor is alive for its {len(functions)} functions",
+                    f"no executor is alive for its {counted(len(functions), 'function')}",
                     "start jetcron executor MODULE:APP with this app",
                 )
             ]
         running = sum(one.running for one in alive)
-        count = f"{len(alive)} executor{'s' if len(alive) > 1 else ''} alive"
-        found = [Finding("ok", app, f"{count}, {len(functions)} functions, {running} runs in hand")]
+        parts = (
+            f"{counted(len(alive), 'executor')} alive",
+            counted(len(functions), "function"),
+            f"{counted(running, 'run')} in hand",
+        )
+        found = [Finding("ok", app, ", ".join(parts))]
         for function in functions:
             found += await self._function(function)
         return found

@@ -103,6 +103,18 @@ def _order(what: Literal["pause", "unpause", "archive"], ids: list[str]) -> None
         output.say(f"{output.escape(id)} {what}{'' if what.endswith('e') else 'e'}d")
 
 
+async def nobodys(client: Client, *, function: str | None, app: str | None = None) -> str | None:
+    """Why a listing of this function, or app, has nothing: nobody registered it; None if somebody did."""
+    if function is None and app is None:
+        return None
+    ids = {one.id for one in await client.functions.list()}
+    if function is not None and function not in ids:
+        return f"there is no function {function!r}; jetcron functions list shows them"
+    if app is not None and app not in {id.partition(".")[0] for id in ids}:
+        return f"there is no app {app!r}; jetcron functions list shows them"
+    return None
+
+
 def _triggers(function: Function) -> list[str]:
     crons = [
         cron.expression if cron.timezone == "UTC" else f"{cron.expression} {cron.timezone}"

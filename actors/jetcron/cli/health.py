@@ -5,6 +5,7 @@ Only reads.
 
 from jetcron.bus import Bus
 from jetcron.cli.cycles import Finding
+from jetcron.cli.output import counted
 from jetcron.clock import Clock
 from jetcron.health_checker.breaks import TOO_OFTEN
 from jetcron.health_checker.canary import PERIODS_SILENT, read_note
@@ -47,12 +48,12 @@ class Health:
                 Finding(
                     "wrong",
                     "repairs",
-                    f"{len(often)} cycles broke {TOO_OFTEN} times or more, each within a day: {named}{more}",
+                    f"{counted(len(often), 'cycle')} broke {TOO_OFTEN} times or more, each within a day: {named}{more}",
                     "look at the health-checker's log, and find out who removes their ticks",
                 )
             ]
         if counts:
-            return [Finding("note", "repairs", f"{len(counts)} cycles were mended within a day")]
+            return [Finding("note", "repairs", f"{counted(len(counts), 'cycle')} mended within a day")]
         return [Finding("ok", "repairs", "none within a day")]
 
     async def _canary(self) -> list[Finding]:

@@ -133,6 +133,22 @@ def span(ms: float | None) -> str:
     return f"{days:.3g} days" if days < 1_000 else f"{days:.0f} days"
 
 
+def length(seconds: float) -> str:
+    """A duration as it was defined, to the millisecond: ``10 min``, ``1 h 30 min``."""
+    left = round(seconds * 1_000)
+    parts = []
+    if days := left // 86_400_000:
+        parts.append(counted(days, "day"))
+        left %= 86_400_000
+    for unit, size in (("h", 3_600_000), ("min", 60_000)):
+        if number := left // size:
+            parts.append(f"{number} {unit}")
+            left %= size
+    if left or not parts:
+        parts.append(f"{left / 1_000:g} s")
+    return " ".join(parts)
+
+
 def offset(ms: int) -> str:
     """Milliseconds since a beginning, in at most eight characters."""
     sign, ms = ("-", -ms) if ms < 0 else ("+", ms)

@@ -1,15 +1,14 @@
 """`jetcron runs`: what ran, how it went, what happens now; to end it, or begin it again."""
 
-import dataclasses
 import json as json_
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from jetcron import loop
 from jetcron.cli import follow, output, session
-from jetcron.cli.functions import Json
+from jetcron.cli.functions import Json, nobodys
 from jetcron.cli.one_run import page
 from jetcron.cli.run_facts import child_runs, line_of, took, tries, waits_for
 from jetcron.cli.run_json import brief, whole
@@ -18,9 +17,10 @@ from jetcron.clock import SystemClock
 from jetcron.errors import ConfigurationError, RunNotFound
 from jetcron.lanes import waits_for_turn
 from jetcron.runs import GapView, RunView
-from jetcron_protocol.messages import Gap
+from jetcron.schedules.search import RunsOf
+from jetcron_protocol.messages import Reason
 
-_WHY = {
+_WHY: dict[Reason, str] = {
     "catch_up": "missed, and catch_up left it out",
     "too_old": "missed, and older than catch_up lets run",
     "too_many": "missed, with more than catch_up='all' runs",
@@ -52,6 +52,14 @@ class Standing(StrEnum):
 @app.command("list")
 def list_runs(
     function: Of = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            "--schedule",
+            metavar="ID",
+            help="Of this schedule alone, triggered and backfilled ones too; looks at its function's runs.",
+        ),
+    ] = None,
     status: Annotated[
         list[Standing] | None,
         typer.Option("--status", "-s", help="Those that stand so alone; may be repeated.", show_choices=True),
@@ -61,11 +69,20 @@ def list_runs(
 ) -> None:
     """The newest runs first. A run nobody has taken yet has no journal and is not shown."""
 
-    async def work(client: Client) -> list[RunView]:
-        wanted = [one.value for one in status] if status else None
-        return await client.runs.list(function=function, status=wanted, limit=limit)
+    empty = "no run is remembered that is so" if function or status or schedule else "no runs are remembered"
 
-    found = session.with_client(work)
+    async def work(client: Client) -> tuple[list[RunView], str, str]:
+        wanted = [one.value for one in status] if status else None
+        if schedule is None:
+            runs, bound = await client.runs.list(function=function, status=wanted, limit=limit), ""
+        else:
+            of = await client.schedules.runs(schedule, function=function, status=wanted, limit=limit)
+            runs, bound = of.runs, _bound(of) if len(of.runs) < limit else ""
+        return runs, bound, (None if runs else await nobodys(client, function=function)) or empty
+
+    found, bound, empty = session.with_client(work)
+    if bound:
+        output.say(f"[dim]{bound}[/dim]")
     if json:
         output.print_json([brief(run) for run in found])
         return
@@ -83,7 +100,7 @@ def list_runs(
         },
         narrow=("RUN", "STATUS", "FOR", "FUNCTION"),
         below=lambda run: output.first_line(_note(run), 76),
-        empty="no runs are remembered" if not (function or status) else "no run is remembered that is so",
+        empty=empty,
     )
 
 
@@ -176,9 +193,9 @@ def retry(
         raise typer.Exit(1)
 
 
-def why(gap: Gap) -> str:
-    """Why the occurrences of a gap did not run."""
-    return _WHY[gap.reason]
+def why(reason: Reason) -> str:
+    """Why an occurrence did not run."""
+    return _WHY[reason]
 
 
 @app.command("gaps")
@@ -188,12 +205,13 @@ def gaps(
 ) -> None:
     """The ledger: occurrences that did not run, and why."""
 
-    async def work(client: Client) -> list[GapView]:
-        return list(await client.runs.gaps(function=function))
+    async def work(client: Client) -> tuple[list[GapView], str | None]:
+        told = list(await client.runs.gaps(function=function))
+        return told, None if told else await nobodys(client, function=function)
 
-    found = session.with_client(work)
+    found, nobody = session.with_client(work)
     if json:
-        output.print_json([{"function": view.function, **dataclasses.asdict(view.gap)} for view in found])
+        output.print_json([_plain(view) for view in found])
         return
     output.table(
         found,
@@ -203,10 +221,24 @@ def gaps(
             "FROM": lambda view: output.moment(view.gap.start) or "",
             "TO": lambda view: output.moment(view.gap.to) or "",
             "MISSED": lambda view: str(view.gap.count),
-            "WHY": lambda view: why(view.gap),
+            "WHY": lambda view: why(view.gap.reason),
         },
-        empty="every occurrence ran, as far as the ledger goes back",
+        empty=nobody or "every occurrence ran, as far as the ledger goes back",
     )
+
+
+def _plain(view: GapView) -> dict[str, Any]:
+    """A gap for programs."""
+    gap = view.gap
+    return {
+        "function": view.function,
+        "schedule": gap.schedule,
+        "start": output.moment(gap.start),
+        "to": output.moment(gap.to),
+        "count": gap.count,
+        "reason": gap.reason,
+        "why": why(gap.reason),
+    }
 
 
 @app.command("tail")
@@ -232,6 +264,13 @@ def tail(
         loop.run(following())
     except KeyboardInterrupt:
         pass
+
+
+def _bound(of: RunsOf) -> str:
+    """What a search did not look at; nothing if it looked at all there is."""
+    if of.looked_at == of.journals:
+        return ""
+    return f"the newest {of.looked_at:,} of the {of.journals:,} runs of its functions were looked at"
 
 
 def _by(run: RunView) -> str:

@@ -34,6 +34,11 @@ def history(
     if json:
         output.print_json([plain(one) for one in found])
         return
+    show(found, id, "since" if since is not None else "yet")
+
+
+def show(found: Sequence[Outcome], id: str, when: str = "yet") -> None:
+    """Occurrences of this schedule as a table. Without any, it may still have runs."""
     output.table(
         found,
         {
@@ -41,24 +46,29 @@ def history(
             "OUTCOME": lambda one: output.state(one.outcome),
             "LATE": lambda one: output.span(_ms(one)),
             "REVISION": lambda one: str(one.revision),
-            "RUN": lambda one: one.id if one.run is not None or one.awaited == "queued" else "",
+            "RUN": lambda one: _run(one) or "",
             "WHY": _note,
         },
-        empty="it has had no occurrence since" if since is not None else "it has had no occurrence yet",
+        empty=f"it has had no occurrence {when}; what was triggered or backfilled: jetcron runs list --schedule {id}",
     )
 
 
 def plain(one: Outcome) -> dict[str, Any]:
-    """An occurrence for programs."""
+    """An occurrence for programs; `run` is none where there is none, or nobody remembers it."""
     return {
         "at": output.moment(to_ms(one.at)),
         "outcome": one.outcome,
         "late_ms": _ms(one),
         "function": one.function,
         "revision": one.revision,
-        "run": one.id,
-        "reason": None if one.gap is None else one.gap.reason,
+        "run": _run(one),
+        "reason": one.reason,
+        "why": None if one.reason is None else runs.why(one.reason),
     }
+
+
+def _run(one: Outcome) -> str | None:
+    return one.id if one.run is not None or one.awaited == "queued" else None
 
 
 def _ms(one: Outcome) -> float | None:
@@ -66,7 +76,7 @@ def _ms(one: Outcome) -> float | None:
 
 
 def _note(one: Outcome) -> str:
-    if one.gap is not None:
-        return runs.why(one.gap)
+    if one.reason is not None:
+        return runs.why(one.reason)
     error = one.run.error if one.run is not None else None
     return "" if error is None else output.first_line(error.message, 60)

@@ -63,7 +63,10 @@ def plot(found: Load, zone: ZoneInfo) -> list[str]:
         known = [count for count in minutes if count is not None]
         label = f"{from_ms(start).astimezone(zone):%m-%d %H:00 %Z}"
         lines.append(f"[dim]{label:16}[/dim]{bars}{sum(known):>10,}{max(known):>8,}")
-    lines.append(f"[dim]{found.schedules:,} active schedules, {found.total:,} times[/dim]")
+    lines.append(
+        f"[dim]{output.counted(found.schedules, 'active schedule')}, "
+        f"{output.counted(found.total, 'time')}[/dim]"
+    )
     for at, count in found.peaks(3):
         lines.append(f"{from_ms(at).astimezone(zone):%m-%d %H:%M %Z}  {count:,} at most in one minute")
     return lines

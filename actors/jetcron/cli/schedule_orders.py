@@ -1,7 +1,7 @@
 """Verbs of `jetcron schedules` that change them, from create to delete, or run them: trigger, backfill."""
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -13,6 +13,7 @@ from jetcron.cli.sending import parsed
 from jetcron.client import Client
 from jetcron.clock import to_ms
 from jetcron.errors import ConfigurationError, TryAgain
+from jetcron.runs import RunHandle
 from jetcron.schedules.orders import InForce
 
 # Fields are taken as they are written: what is wrong with them is told by the client, of all of them at once.
@@ -124,7 +125,7 @@ def create(
     async def work(client: Client) -> Sequence[InForce]:
         return [await client.schedules.create(id, function, **given, **_wait(no_wait))]
 
-    _report("created", _ordered(work), json=json)
+    _report("created", *_ordered([id], work), json=json)
 
 
 def update(
@@ -182,7 +183,7 @@ def update(
     async def work(client: Client) -> Sequence[InForce]:
         return [await client.schedules.update(id, **given, if_revision=if_revision, **_wait(no_wait))]
 
-    _report("updated", _ordered(work), json=json)
+    _report("updated", *_ordered([id], work), json=json)
 
 
 def pause(ids: Ids, if_revision: IfRevision = None, no_wait: NoWait = False, json: Json = False) -> None:
@@ -205,13 +206,17 @@ def delete(ids: Ids, if_revision: IfRevision = None, no_wait: NoWait = False, js
     _move("delete", ids, if_revision, no_wait, json)
 
 
-def trigger(id: Id) -> None:
+def trigger(id: Id, json: Json = False) -> None:
     """Run it now with its payload; prints the run's id."""
 
-    async def work(client: Client) -> str:
-        return (await client.schedules.trigger(id)).id
+    async def work(client: Client) -> RunHandle:
+        return await client.schedules.trigger(id)
 
-    typer.echo(session.with_client(work))
+    run = session.with_client(work)
+    if json:
+        output.print_json({"run": run.id, "function": run.function, "schedule": id})
+    else:
+        typer.echo(run.id)
 
 
 def backfill(
@@ -222,18 +227,23 @@ def backfill(
 ) -> None:
     """Run the occurrences between two times now; what ran runs no more. Prints the ids of their runs."""
 
-    async def work(client: Client) -> list[str]:
+    async def work(client: Client) -> Sequence[RunHandle]:
         with output.progress("starting runs") as advance:
-            runs = await client.schedules.backfill(id, start, end, progress=advance)
-        return [run.id for run in runs]
+            return await client.schedules.backfill(id, start, end, progress=advance)
 
     found = session.with_client(work)
     if json:
-        output.print_json(found)
+        output.print_json([run.id for run in found])
         return
     for run in found:
-        typer.echo(run)
-    output.say(f"{len(found):,} occurrences of {output.escape(id)}; those that ran before run no more")
+        typer.echo(run.id)
+    known = sum(run.known for run in found)
+    output.say(
+        f"{output.counted(len(found), 'occurrence')} of {output.escape(id)}: {len(found) - known:,} to run, "
+        f"{known:,} ran or run already"
+    )
+    if found:
+        output.say(f"[dim]what became of them: jetcron runs list --schedule {output.escape(id)}[/dim]")
 
 
 def _given(*, payload: str | None, tag: list[str] | None, **options: Any) -> dict[str, Any]:
@@ -274,25 +284,47 @@ def _move(
         found: Sequence[InForce] = await move(*ids, if_revision=if_revision, **_wait(no_wait))
         return found
 
-    _report(f"{what}{'' if what.endswith('e') else 'e'}d", _ordered(work), json=json)
+    _report(f"{what}{'' if what.endswith('e') else 'e'}d", *_ordered(ids, work), json=json)
 
 
-def _ordered(work: Any) -> Sequence[InForce]:
+def _ordered(
+    ids: Sequence[str], work: Callable[[Client], Awaitable[Sequence[InForce]]]
+) -> tuple[Sequence[InForce], dict[str, int]]:
+    """What is in force, and the revisions that stood before."""
+
+    async def order(client: Client) -> tuple[Sequence[InForce], dict[str, int]]:
+        before = await client.schedules.revisions(*ids)
+        return await work(client), before
+
     try:
-        found: Sequence[InForce] = session.with_client(work)
+        return session.with_client(order)
     except TryAgain as error:
         output.fail(f"sent but not applied yet: {error.description}")
-    return found
 
 
-def _report(what: str, found: Sequence[InForce], *, json: bool) -> None:
+def _report(what: str, found: Sequence[InForce], before: dict[str, int], *, json: bool) -> None:
     if json:
-        output.print_json([{"id": one.id, "revision": one.revision, "next": _iso(one.next)} for one in found])
+        output.print_json(
+            [
+                {
+                    "id": one.id,
+                    "revision": one.revision,
+                    "next": _iso(one.next),
+                    "changed": None if one.revision is None else one.revision != before.get(one.id),
+                }
+                for one in found
+            ]
+        )
         return
     for one in found:
-        said = "ordered, nobody was waited for" if one.revision is None else f"revision {one.revision}"
+        id = output.escape(one.id)
         following = f", next {_iso(one.next)}" if one.next is not None else ""
-        output.say(f"{output.escape(one.id)} {what} [dim]({said}{following})[/dim]")
+        if one.revision is None:
+            output.say(f"{id} is ordered to be {what} [dim](nobody was waited for)[/dim]")
+        elif one.revision == before.get(one.id):
+            output.say(f"{id} stands unchanged [dim](revision {one.revision}{following})[/dim]")
+        else:
+            output.say(f"{id} {what} [dim](revision {one.revision}{following})[/dim]")
 
 
 def _iso(at: datetime | None) -> str | None:

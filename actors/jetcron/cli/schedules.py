@@ -15,12 +15,11 @@ from jetcron.cli import (
     schedule_orders,
     session,
 )
-from jetcron.cli.functions import Json
+from jetcron.cli.functions import Json, nobodys
 from jetcron.client import Client
 from jetcron.clock import to_ms
 from jetcron.cron import CronError, parse_duration
 from jetcron.schedules.details import Details
-from jetcron.schedules.history import Outcome
 from jetcron.schedules.views import Page, ScheduleView
 
 app = typer.Typer(no_args_is_help=True, help="Schedules: of cron triggers in code, and created as data.")
@@ -56,12 +55,17 @@ def list_schedules(
     """Schedules by when they fire next; those that do not come last."""
     span = _span(within)
 
-    async def work(client: Client) -> Page:
-        return await client.schedules.list(
+    asked = any(one is not None for one in (app_, function, state, tag, within, after))
+    empty = "no schedules are so" if asked else "there are no schedules; jetcron schedules create makes one"
+
+    async def work(client: Client) -> tuple[Page, str]:
+        page = await client.schedules.list(
             app=app_, function=function, state=state, tag=tag, within=span, after=after, limit=limit
         )
+        nobody = None if page.schedules else await nobodys(client, function=function, app=app_)
+        return page, nobody or empty
 
-    page = session.with_client(work)
+    page, empty = session.with_client(work)
     if json:
         output.print_json({"schedules": [plain(one) for one in page.schedules], "after": page.after})
         return
@@ -75,7 +79,7 @@ def list_schedules(
             "WHEN": lambda one: output.first_line(when(one), 60),
             "TAGS": lambda one: output.first_line(" ".join(one.tags), 40),
         },
-        empty="no schedules are so; jetcron schedules create makes one",
+        empty=empty,
     )
     if page.after is not None:
         output.say(f"[dim]there are more: --after '{output.escape(page.after)}'[/dim]")
@@ -150,6 +154,9 @@ def show(id: Annotated[str, typer.Argument(metavar="ID")], json: Json = False) -
     changed = f"{output.moment(to_ms(found.schedule.changed_at))} by {found.schedule.by or 'its app'}"
     for name in ("changed_at", "by", "next"):
         definition.pop(name, None)
+    for name in ("every", "jitter", "catch_up_within"):
+        if name in definition:
+            definition[name] = output.length(definition[name])
     rows = [*((name, value) for name, value in definition.items() if value != []), ("changed", changed)]
     output.table(rows, {"": lambda row: f"[dim]{row[0]}[/dim]", " ": lambda row: _cell(row[1])}, empty="")
     console = output.out()
@@ -175,16 +182,7 @@ def show(id: Annotated[str, typer.Argument(metavar="ID")], json: Json = False) -
         empty="no times to come",
     )
     console.print()
-    output.table(
-        found.outcomes[:10],
-        {
-            "LAST": lambda one: _iso(one.at) or "",
-            "OUTCOME": lambda one: output.state(_status(one)),
-            "LATE": lambda one: output.span(_ms(one.late)),
-            "RUN": lambda one: one.id if one.run is not None else "",
-        },
-        empty="it has had no occurrence yet",
-    )
+    schedule_history.show(found.outcomes, id)
     if late["p50"] is not None:
         output.out().print(
             f"[dim]lateness of what is remembered: p50 {output.span(late['p50'])}, p99 {output.span(late['p99'])}[/dim]"
@@ -195,10 +193,6 @@ def _no_tick(one: ScheduleView) -> str:
     if one.state == "active":
         return "no tick is held: the health-checker restarts such a schedule within minutes"
     return f"no tick is held, for it is {one.state}{', as its function is' if one.with_function else ''}"
-
-
-def _status(one: Outcome) -> str:
-    return one.run.status if one.run is not None else "not remembered"
 
 
 def _ms(span: Any) -> float | None:
@@ -213,15 +207,7 @@ def _whole(found: Details) -> dict[str, Any]:
             for one in found.ticks
         ],
         "upcoming": [{"local": at.astimezone(zone).isoformat(), "utc": _iso(at)} for at in found.upcoming],
-        "outcomes": [
-            {
-                "at": _iso(one.at),
-                "run": one.id,
-                "status": one.run.status if one.run is not None else None,
-                "late_ms": _ms(one.late),
-            }
-            for one in found.outcomes
-        ],
+        "outcomes": [schedule_history.plain(one) for one in found.outcomes],
     }
 
 

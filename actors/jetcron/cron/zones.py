@@ -38,6 +38,9 @@ CHUNK = 16 * DAY
 _LOCAL = {"localtime", "posixrules"}
 """What a machine calls its own zone."""
 
+_NEAR = 0.8
+"""How alike a name must be to be suggested."""
+
 _STEP = 12 * 3_600
 
 
@@ -73,8 +76,11 @@ def check_zone(name: str) -> None:
     names = {known.lower(): known for known in zoneinfo.available_timezones() - _LOCAL}
     cities = {known.rpartition("/")[2].lower(): known for known in sorted(names.values())}
     wanted = name.strip().lower().replace(" ", "_")
-    close = difflib.get_close_matches(wanted, names, n=1) or difflib.get_close_matches(wanted, cities, n=1)
-    hint = f"; did you mean {names.get(close[0]) or cities[close[0]]!r}?" if close else ""
+    close = [names[near] for near in difflib.get_close_matches(wanted, names, n=1, cutoff=_NEAR)]
+    if not close:
+        city = wanted.rpartition("/")[2]
+        close = [cities[near] for near in difflib.get_close_matches(city, cities, n=1, cutoff=_NEAR)]
+    hint = f"; did you mean {close[0]!r}?" if close else ""
     raise CronError(f"the time zone {name!r} is not one of the IANA names, such as 'America/New_York'{hint}")
 
 

@@ -10,7 +10,7 @@ import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from jetcron.bus import Bus
@@ -21,6 +21,7 @@ from jetcron.dev.live import Paint, clock_time, colours, say
 from jetcron.dev.server import DevServer
 from jetcron.errors import ConfigurationError
 from jetcron.health_checker import arm
+from jetcron.nearby import STORE
 from jetcron.settings import Settings
 
 _GRACE = 3.0
@@ -34,7 +35,7 @@ class Options:
     """`jetcron dev` as it was called. `once` is in seconds, None for as long as it is wanted."""
 
     target: str | None = None
-    store: Path = field(default_factory=lambda: Path(".jetcron"))
+    store: Path = STORE
     nats_port: int = 0
     reload: bool = True
     once: float | None = None
@@ -57,8 +58,9 @@ async def run_dev(options: Options, settings: Settings, *, embedded: bool, versi
         say(f"  {paint('server', 'dim')}   {found.shown_url}  {paint(f'({kind})', 'dim')}")
         if server is not None:
             say(f"  {paint('store', 'dim')}    {options.store}")
-            elsewhere = f"jetcron runs list; in another folder: NATS_URL={server.url} jetcron runs list"
-            say(f"  {paint('look', 'dim')}     {elsewhere}")
+            say(
+                f"  {paint('look', 'dim')}     jetcron runs list; in another folder first: export NATS_URL={server.url}"
+            )
         if not options.target:
             say(paint("  no MODULE:APP was given: every actor but the executor", "dim"))
         return await supervisor.run(found, server)

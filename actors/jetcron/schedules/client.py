@@ -11,7 +11,6 @@ from typing import Any
 from jetcron.errors import ConfigurationError, ScheduleRefused
 from jetcron.given import UNCHANGED, Unchanged, changed, moment
 from jetcron.options import YEAR, ZERO, CatchUp, Duration, check_choice, check_duration, check_int
-from jetcron.runs import RunHandle
 from jetcron.schedules.checks import check_functions, checked_parts
 from jetcron.schedules.details import Details, details, upcoming
 from jetcron.schedules.handover import HandOver
@@ -19,7 +18,7 @@ from jetcron.schedules.history import Outcome, history
 from jetcron.schedules.load import Load, empty
 from jetcron.schedules.orders import InForce, Order, Part, Progress, named, submit
 from jetcron.schedules.plan import Plan, make_plan
-from jetcron.schedules.runs import run_between, run_now
+from jetcron.schedules.runs import Moment, ScheduleRuns
 from jetcron.schedules.views import SHOWN, Filter, Page, ScheduleView, active, entry, page, view
 from jetcron_protocol.messages import CatchUpPolicy, Dst, Executes, Overlap, ScheduleState
 
@@ -31,11 +30,8 @@ MAX_PAGE = 10_000
 MAX_REVISION = (1 << 63) - 1
 _STATES = (*SHOWN, "archived", "deleted")
 
-Moment = datetime | str
-"""An aware datetime, or ISO 8601 with a zone."""
 
-
-class Schedules(HandOver):
+class Schedules(HandOver, ScheduleRuns):
     """The schedules. Those of cron triggers in code are changed in code; here they are read and run.
 
     An order raises `ScheduleRefused`, a `ConfigurationError`, when it cannot be carried out: its `faults` have all that
@@ -184,6 +180,12 @@ class Schedules(HandOver):
         stored, schedule = await entry(self._bus, id)
         return view(stored, schedule, now=self._bus.clock.now())
 
+    async def revisions(self, *ids: str) -> dict[str, int]:
+        """The revisions of those among these that there are."""
+        keys = {self._bus.names.schedule_key(part.id): part.id for part in named(ids)}
+        found = await self._bus.entries(list(keys))
+        return {id: found[key].sequence for key, id in keys.items() if key in found}
+
     async def show(self, id: str) -> Details:
         """One schedule with what surrounds it: held tick, next times, last outcomes, lateness. Raises `NotFound`."""
         return await details(self._bus, id)
@@ -253,24 +255,6 @@ class Schedules(HandOver):
             raise ConfigurationError(f"if_revision={if_revision} of {len(ids)} schedules; allowed is one")
         parts = named(ids, _revision(if_revision))
         return await submit(self._bus, what, parts, by=by, wait=wait, progress=progress)
-
-    async def trigger(self, id: str) -> RunHandle:
-        """Run it now, whatever its state, with its payload: a manual run. Returns once the run is stored.
-
-        Raises `NotFound` when there is no such schedule, or its function is archived or not registered.
-        """
-        return await run_now(self._bus, id)
-
-    async def backfill(
-        self, id: str, start: Moment, end: Moment, *, progress: Progress | None = None
-    ) -> Sequence[RunHandle]:
-        """Run its occurrences from `start` to `end`, both included, now, as it is defined now; their runs.
-
-        Each has the run id of the occurrence: what ran runs no more, as long as its run is remembered. At most 100,000;
-        `end` is not later than now. Raises `NotFound` as `trigger` does.
-        """
-        since, until = moment("start", start), moment("end", end)
-        return await run_between(self._bus, id, since, until, progress=progress)
 
     async def preview(self, id: str, n: int = 10) -> Sequence[datetime]:
         """Its next `n` times, in UTC: as many as there are, none when it is not active. Raises `NotFound`."""

@@ -16,8 +16,10 @@ from jetcron.schedules.views import ScheduleView, entry, view
 from jetcron_protocol.messages import Schedule
 
 UPCOMING = 10
+LAST = 10
+"""Occurrences of which it is told what became of them."""
 LOOKED_AT = 200
-"""Occurrences whose outcome is looked for: lateness is that of their runs."""
+"""Occurrences whose runs are looked for: lateness is theirs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +34,18 @@ class HeldTick:
 
 @dataclass(frozen=True, slots=True)
 class Details:
-    """A schedule and what surrounds it. `outcomes` are of its last occurrences, the newest first."""
+    """A schedule and what surrounds it. `outcomes` are of its last occurrences, the newest first, `late` of more."""
 
     schedule: ScheduleView
     zone: str
     ticks: list[HeldTick]
     upcoming: list[datetime]
     outcomes: list[Outcome] = field(default_factory=list)
+    late: list[timedelta] = field(default_factory=list)
 
     def lateness(self, share: float) -> timedelta | None:
-        """The lateness that `share` (0.5, 0.99) of the runs among `outcomes` did not exceed."""
-        late = sorted(one.late for one in self.outcomes if one.late is not None)
+        """The lateness that `share` (0.5, 0.99) of its last runs that are remembered did not exceed."""
+        late = sorted(self.late)
         return late[min(int(len(late) * share), len(late) - 1)] if late else None
 
 
@@ -50,12 +53,14 @@ async def details(bus: Bus, id: str) -> Details:
     """Read all of it; raises `NotFound`."""
     stored, schedule = await entry(bus, id)
     now = bus.clock.now()
+    found = await outcomes(bus, schedule, stored.sequence, limit=LOOKED_AT, told=LAST)
     return Details(
         view(stored, schedule, now=now),
         zone_of(schedule),
         await _ticks(bus, id),
         upcoming(schedule, now, UPCOMING),
-        await outcomes(bus, schedule, stored.sequence, LOOKED_AT),
+        found[:LAST],
+        [one.late for one in found if one.late is not None],
     )
 
 

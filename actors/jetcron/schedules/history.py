@@ -7,6 +7,7 @@ which are computed too: nothing lists them by schedule, and no more is read than
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from itertools import islice
 from typing import Any, Literal, TypeVar
 
@@ -17,16 +18,18 @@ from jetcron.cycle import counts_after, make_run, occurrences
 from jetcron.history import Status, fold
 from jetcron.runs import RunView
 from jetcron.runs import view as run_view
+from jetcron.schedules.handover import TAKEN
 from jetcron.schedules.views import last_entry
 from jetcron_protocol.codec import DecodeError, decode
 from jetcron_protocol.ids import gap_token, overlap_token
-from jetcron_protocol.messages import Gap, JournalEntry, Past, Run, Schedule
+from jetcron_protocol.messages import Gap, JournalEntry, Past, Reason, Run, Schedule
 
 _READ = 400
 """Occurrences, and replaced revisions, read at one time."""
 _LOOK_BACK = 100_000
 """So many occurrences before those that are shown a gap may begin that covers them: a day of every second."""
-
+_FEW = 400
+"""So few subjects are asked for each; of more, the names that there are tell which to read."""
 _LOOKED = 32 * 1024 * 1024
 """Bytes of runs that are ready looked at for those that wait."""
 _MESSAGE = 512
@@ -59,14 +62,21 @@ class Outcome:
         """What became of it.
 
         The status of its run; ``due``: its tick has not been turned; ``queued``: no executor has begun it; ``not
-        run``, as `gap` says; ``not remembered``: neither a run nor the ledger knows of it, as a rule because it was so
-        long ago that both have forgotten it.
+        run``, as `reason` says; ``not remembered``: neither a run nor the ledger knows of it, as a rule because it was
+        so long ago that both have forgotten it.
         """
+        if self.reason is not None:
+            return "not run"
         if self.run is not None:
             return self.run.status
-        if self.gap is not None:
-            return "not run"
         return self.awaited or "not remembered"
+
+    @property
+    def reason(self) -> Reason | None:
+        """Why it did not run, as the ledger names it; None where it did, or nobody can tell."""
+        if self.run is not None:
+            return "handed_over" if _taken(self.run) else None
+        return None if self.gap is None else self.gap.reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,23 +107,28 @@ async def history(bus: Bus, id: str, *, limit: int, since: int | None = None) ->
     One that was deleted has a history as long as its key is kept.
     """
     stored, schedule = await last_entry(bus, id)
-    reigns = [one async for one in _reigns(bus, schedule, stored.sequence, limit, since)]
+    return await outcomes(bus, schedule, stored.sequence, limit=limit, since=since, told=limit)
+
+
+async def outcomes(
+    bus: Bus, schedule: Schedule, revision: int, *, limit: int, since: int | None = None, told: int
+) -> list[Outcome]:
+    """The last `limit` occurrences of a schedule, the newest first, with the runs that are remembered.
+
+    Of the first `told` of them, it is looked up why there is no run; the others have just their runs.
+    """
+    id = schedule.id
+    reigns = [one async for one in _reigns(bus, schedule, revision, limit, since)]
     found = _occurrences(reigns, limit, since)
-    told = dict(zip((one.at for one in found), await _runs(bus, found), strict=True))
-    missing = [one for one in found if told[one.at].run is None]
-    for work in (_due, _told, _queued):
+    known = dict(zip((one.at for one in found), await _runs(bus, found), strict=True))
+    missing = [one for one in found[:told] if known[one.at].run is None]
+    covered = partial(_covered, reigns=reigns)
+    # What waits for an executor is a guess, and the last: the ledger knows.
+    for work in (_due, _told, covered, _queued):
         for at, change in (await work(bus, id, missing)).items():
-            told[at] = replace(told[at], **change)
-        missing = [one for one in missing if told[one.at].outcome == "not remembered"]
-    for at, gap in (await _covered(bus, id, missing, reigns)).items():
-        told[at] = replace(told[at], gap=gap)
-    return list(told.values())
-
-
-async def outcomes(bus: Bus, schedule: Schedule, revision: int, limit: int) -> list[Outcome]:
-    """The last `limit` occurrences with the runs that are remembered, and nothing about the others."""
-    reigns = [one async for one in _reigns(bus, schedule, revision, limit, None)]
-    return await _runs(bus, _occurrences(reigns, limit, None))
+            known[at] = replace(known[at], **change)
+        missing = [one for one in missing if known[one.at].outcome == "not remembered"]
+    return list(known.values())
 
 
 def _occurrences(reigns: Sequence[_Reign], limit: int, since: int | None) -> list[_Occurrence]:
@@ -179,6 +194,11 @@ def _outcome(one: _Occurrence, last: StoredMessage | None) -> Outcome:
         run=run,
         late=_late(run),
     )
+
+
+def _taken(run: RunView) -> bool:
+    """Whether the other scheduler took it: that ends its journal before it began."""
+    return run.status == "cancelled" and run.error is not None and run.error.type == TAKEN
 
 
 def _late(run: RunView) -> timedelta | None:
@@ -258,18 +278,22 @@ def _run_in(message: StoredMessage) -> str:
 
 
 async def _covered(
-    bus: Bus, id: str, missing: Sequence[_Occurrence], reigns: Sequence[_Reign]
-) -> dict[int, Gap]:
+    bus: Bus, id: str, missing: Sequence[_Occurrence], *, reigns: Sequence[_Reign]
+) -> _Changes:
     """Those in a gap that began before all that is shown: names tell which entries there are, few are read."""
-    found: dict[int, Gap] = {}
+    found: _Changes = {}
     for function in {one.run.function for one in missing}:
-        names = set(await bus.subjects(bus.names.journal, bus.names.journal_of(function)))
+        names: set[str] | None = None
         for reign in reigns:
             own = [one for one in missing if (one.run.function, one.revision) == (function, reign.revision)]
             if own:
-                before = (_ledger(bus, id, one) for one in reign.newest(own[0].at, _LOOK_BACK))
-                gaps = await _gaps(bus, [subject for subject in before if subject in names])
-                found |= {one.at: gap for one in own if (gap := _covering(gaps, one.at)) is not None}
+                before = [_ledger(bus, id, one) for one in reign.newest(own[0].at, _LOOK_BACK)]
+                if len(before) > _FEW:
+                    if names is None:
+                        names = set(await bus.subjects(bus.names.journal, bus.names.journal_of(function)))
+                    before = [subject for subject in before if subject in names]
+                gaps = await _gaps(bus, before)
+                found |= {one.at: {"gap": gap} for one in own if (gap := _covering(gaps, one.at)) is not None}
     return found
 
 

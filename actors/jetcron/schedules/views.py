@@ -138,7 +138,9 @@ async def entry(bus: Bus, id: str) -> tuple[StoredMessage, Schedule]:
     """A schedule's entry, as the leader has it; raises `NotFound`, for one that was deleted too."""
     stored, schedule = await last_entry(bus, id)
     if schedule.state == "deleted":
-        raise _absent(id)
+        raise NotFound(
+            f"there is no schedule {id!r} any more; 'jetcron schedules history {id}' tells what became of it"
+        )
     return stored, schedule
 
 
