@@ -211,9 +211,9 @@ async def test_what_is_shown_of_the_last_occurrences_is_what_the_history_says(
         *["due"] * 2,
         *["queued"] * 2,
         *["not run"] * 4,
-        "queued",
+        "not remembered",
         "not run",
-    ], "no entry of its own revision tells of the one at 8, and runs of its function wait"
+    ], "no entry of its own revision tells of the one at 8, and no run of it waits"
     plain = json.loads((await acall("schedules", "show", lived.id, "--json")).stdout)["outcomes"]
     assert [one["outcome"] for one in plain] == [one.outcome for one in shown.outcomes]
     assert [one["run"] for one in plain[:5]] == [None, None, shown.outcomes[2].id, shown.outcomes[3].id, None]
