@@ -50,6 +50,9 @@ async def ensure_registered(
     Meanwhile the process is not ready, if `blocking`. One command is stored and waited for, and another only when that
     one is gone without having been heard of.
     """
+    if blocking:
+        # From the start: a function that was registered before is pulled already, and the others are not known yet.
+        process.blocked(f"{app.name} is not registered yet")
     async with bus.replies() as (inbox, queue):
         command = replace(_command(app, clock), reply=inbox)
         sequence = 0

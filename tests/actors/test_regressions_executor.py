@@ -327,3 +327,26 @@ async def test_an_end_is_heard_before_it_can_be_read(
         gate.set()
         assert await result == "done"
         assert len(stale) == 3
+
+
+async def test_an_executor_is_not_ready_before_its_app_is_registered(shared_nats: NatsServer) -> None:
+    """One of its functions was registered before, and is pulled at once; an event for the other would start nothing."""
+
+    def grown(*names: str) -> App:
+        app = App("grown")
+        for name in names:
+
+            @app.function(name=name, on=f"{name}.wanted")
+            async def nothing(ctx: Context) -> None: ...
+
+        return app
+
+    async with Stack(shared_nats) as stack:
+        (cron_sync,) = await stack.start("cron-sync")
+        await stack.register(grown("old"))
+        await cron_sync.stop()
+        executor = await stack.execute(grown("old", "new"))
+        await until(lambda: [one for one in executor.process._consumers if one.pulled_at is not None])
+        assert "not registered yet" in str(executor.process.unready())
+        await stack.start("cron-sync")
+        await executor.ready()
