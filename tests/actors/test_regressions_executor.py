@@ -336,9 +336,10 @@ async def test_an_executor_is_not_ready_before_its_app_is_registered(shared_nats
         app = App("grown")
         for name in names:
 
-            @app.function(name=name, on=f"{name}.wanted")
             async def nothing(ctx: Context) -> None: ...
 
+            nothing.__name__ = name
+            app.function(on=f"{name}.wanted")(nothing)
         return app
 
     async with Stack(shared_nats) as stack:
