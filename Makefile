@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml
 install: $(STAMP) ## Install Jetcron and its tools into .venv
 
 test: $(STAMP) ## Run every test (ARGS="-k name tests/unit" for some)
-	'$(BIN)/pytest' -n $(WORKERS) $(ARGS)
+	'$(BIN)/pytest' -n $(WORKERS) --dist worksteal $(ARGS)
 
 lint: $(STAMP) ## Check style, format, types and the direction of imports
 	'$(BIN)/ruff' check
