@@ -68,7 +68,7 @@ class Claimed:
     waits_on: list[OpenStep] = field(default_factory=list)
     """The steps all its branches wait on, once it is released."""
     behind: Arrival | None = None
-    """Whom it waits for before it goes in, if that one has not come yet."""
+    """Whom it, or the first in its lane's queue, waits for before it goes in, if that one has not come yet."""
 
     @property
     def attempt(self) -> int:

@@ -23,7 +23,7 @@ from jetcron.executor.decide import Acknowledge, FollowUp, HandBack
 from jetcron.lanes import LANE_STEP, Lanes, Standing, lane_for
 from jetcron.metrics import Metrics
 from jetcron.options import MILLISECOND
-from jetcron.overlap import CancelHolder, Enter, LeaveOut, Wait, decide
+from jetcron.overlap import CancelHolder, Enter, LeaveOut, Place, Wait, decide
 from jetcron.settings import Settings
 from jetcron.waits import Waits
 from jetcron_protocol.codec import DecodeError
@@ -105,12 +105,16 @@ class Entrance:
             )
             decision = asked()
             claimed.behind = None
-            if isinstance(decision, Enter):
-                claimed.behind = await self._earlier_to_come(claimed, standing, lane, due)
-                if claimed.behind is not None:
-                    if standing.stored is None:
-                        return HandBack("an earlier occurrence has not been dealt with", soon=True)
-                    decision = asked(blocked=True)
+            match decision:
+                case Enter():
+                    claimed.behind = await self._earlier_to_come(claimed, standing, lane, Place(due, run.run))
+                    if claimed.behind is not None:
+                        if standing.stored is None:
+                            return HandBack("an earlier occurrence has not been dealt with", soon=True)
+                        decision = asked(blocked=True)
+                case Wait(queue=[first, *_]) if standing.ended_at is not None:
+                    # The lane is free, and the first in the queue is on its way; or it waits for somebody too.
+                    claimed.behind = await self._earlier_to_come(claimed, standing, lane, first)
             match decision:
                 case Enter(queue=left):
                     await self._made_way(run, standing)
@@ -135,16 +139,17 @@ class Entrance:
                     await self._cancel(run, standing)
 
     async def _earlier_to_come(
-        self, claimed: Claimed, standing: Standing, lane: str, due: int
+        self, claimed: Claimed, standing: Standing, lane: str, place: Place
     ) -> Arrival | None:
-        """An occurrence that was due earlier and lies with somebody who has not entered it yet, dead perhaps."""
+        """One that was due before whoever has this place, and that nobody has entered yet: they are dead, perhaps."""
         run, stored = claimed.run, standing.stored
         if run.overlap != "queue" or (stored is not None and stored.run == run.run):
             return None
         # These have a journal: they went in, or began to wait.
-        known = {place.run for place in standing.queue} | ({stored.run} if stored is not None else set())
+        known = {waiting.run for waiting in standing.queue} | ({stored.run} if stored is not None else set())
         before = claimed.delivery.sequence
-        for other in await self._arrivals.earlier(run.function, lane, than=(due, run.run), before=before):
+        than = place.due, place.run
+        for other in await self._arrivals.earlier(run.function, lane, than=than, before=before):
             if other.run not in known and await self._lanes.is_to_come(
                 run.function, other.run, other.sequence
             ):

@@ -204,7 +204,7 @@ class Recorder:
                     await self._bury(claimed, last)
 
     async def _is_behind(self, claimed: Claimed) -> bool:
-        """Whether one that was due before it is still to come: that wakes it when it ends, and nobody else must."""
+        """Whether one that was due before is still to come: what follows its end wakes who waits, we must not."""
         behind = claimed.behind
         return behind is not None and await self._lanes.is_to_come(
             claimed.run.function, behind.run, behind.sequence
