@@ -759,6 +759,17 @@ async def test_what_is_no_command_is_answered_where_it_says_where(stack: Stack) 
     assert [letter.letter for letter in await stack.dead()] == ["sync"] * 4
 
 
+async def test_what_is_no_command_and_too_large_to_be_answered_stops_no_other(
+    stack: Stack, client: Client
+) -> None:
+    raw = {"v": 1, "command": "register", "app": "reports", "reply": "nobody", "functions": [{"id": 7}]}
+    size = stack.bus.max_payload - len(pack(raw | {"id": ""})) - 10
+    await stack.bus.post(stack.names.sync("reports"), pack(raw | {"id": "x" * size}))
+    await client.schedules.create("next", "reports.send", every=3_600)
+    await ended(stack)
+    assert [letter.letter for letter in await stack.dead()] == ["sync"]
+
+
 async def test_every_cron_of_a_function_that_is_wrong_is_named(stack: Stack) -> None:
     bad = replace(SEND, cron=[CronTrigger(expression=text) for text in ("61 * * * *", "* 25 * * *", "x")])
     made = SyncCommand(id="3", command="register", app="reports", functions=[bad], hash="3")

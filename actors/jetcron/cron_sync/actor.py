@@ -118,8 +118,8 @@ class CronSync:
             sent = unpack(payload)
             to, reply = _SUBJECT.validate_python(sent["reply"]), SyncReply(id=sent["id"], errors=[error])
             await self._bus.post(to, encode(reply))
-        except (DecodeError, EncodeError, TypeError, LookupError, ValueError):
-            return  # not even that
+        except (DecodeError, EncodeError, PayloadTooLarge, TypeError, LookupError, ValueError):
+            return  # not even that, or more than an answer holds
 
     async def _reply(
         self, command: SyncCommand, applied: Applied, errors: list[str], refused: Refused
