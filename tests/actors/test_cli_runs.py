@@ -79,11 +79,13 @@ class Shop:
         return {"did": what}
 
     async def failed(self, *orders: int, function: str = "charge") -> list[str]:
-        """Runs that have failed, whose dead letters stand."""
-        runs = [(await self.client.run(f"shop.{function}", order)).id for order in orders]
-        for run in runs:
+        """Runs that have failed, one after the other, whose dead letters stand."""
+        runs = []
+        for order in orders:
+            run = (await self.client.run(f"shop.{function}", order)).id
             await self.stack.journal.wait("failed", run=run)
-        await self.buried(*runs)
+            await self.buried(run)
+            runs.append(run)
         return runs
 
     async def buried(self, *runs: str) -> None:
