@@ -31,6 +31,7 @@ from jetcron_protocol.messages import DeadLetter, Gap, JournalEntry, Schedule
 from jetcron_protocol.subjects import Names, TickName
 from tests.chaos.apps import PERIODS
 from tests.support.nats_server import NatsCluster, NatsServer, _die_with, _follows_parent
+from tests.support.stack import not_done
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 60.0
@@ -501,7 +502,7 @@ class Chaos:
             info = await self.bus.consumer(stream, durable)
         except NotFound:
             return 0
-        return int(info["num_pending"]) + int(info["num_ack_pending"])
+        return await not_done(self.bus, info)
 
     async def drained(self, *functions: str) -> None:
         """Wait until no event is left to route, and no run of these functions to execute, now or later."""

@@ -19,7 +19,7 @@ from jetcron.clock import SystemClock
 from jetcron.options import MILLISECOND
 from jetcron_protocol.codec import decode
 from jetcron_protocol.messages import Run
-from tests.support.stack import Stack, until
+from tests.support.stack import Stack, not_done, until
 
 TRAVELLING = {"short_wait": 0.0}
 """Settings of a `Stack` in which time travels."""
@@ -91,8 +91,6 @@ class TimeTravel:
         for stream, consumers in ((names.events, (names.event_router,)), (names.work, ("run==",))):
             listing = await bus.api(f"CONSUMER.LIST.{stream}")
             for consumer in listing["consumers"]:
-                if consumer["name"].startswith(consumers) and (
-                    consumer["num_pending"] or consumer["num_ack_pending"]
-                ):
+                if consumer["name"].startswith(consumers) and await not_done(bus, consumer):
                     return False
         return True

@@ -8,6 +8,7 @@ from typing import Any
 from jetcron.bus import Bus
 from jetcron.errors import BusError, NotFound
 from jetcron.schedules.orders import Order, Part, submit
+from tests.support.stack import not_done
 
 FUNCTION = "updates.work"
 SECOND = 1_000
@@ -64,7 +65,7 @@ class Storm:
             info = await self._bus.consumer(self._bus.names.work, self._bus.names.cron_sync)
         except NotFound:
             return 0
-        return int(info["num_pending"]) + int(info["num_ack_pending"])
+        return await not_done(self._bus, info)
 
     async def _aim(self) -> None:
         """Wait until a change is in force about when they fire, or is made when they do, or their ticks are out."""

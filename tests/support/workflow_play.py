@@ -25,7 +25,7 @@ from jetcron_protocol.ids import manual_run_id
 from jetcron_protocol.messages import Event as WireEvent
 from jetcron_protocol.messages import JournalEntry, Run
 from tests.support.chaos import Books, now_ms, until
-from tests.support.stack import waits_of
+from tests.support.stack import not_done, waits_of
 from tests.support.workflow_app import app
 from tests.support.workflows import LOST, SENT, Node, agrees, expected, grow, nodes
 
@@ -225,8 +225,7 @@ class Play:
             (names.later, names.event_router_later),
             *((names.work, names.run_consumer(function)) for function in FUNCTIONS),
         ):
-            info = await self._bus.consumer(stream, durable)
-            if info["num_pending"] or info["num_ack_pending"]:
+            if await not_done(self._bus, await self._bus.consumer(stream, durable)):
                 return False
         return True
 
