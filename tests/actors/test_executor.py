@@ -648,8 +648,8 @@ async def test_a_failure_is_announced_once_and_its_handler_s_failure_is_not(
     async with house(shared_nats, app, "event-router") as h:
         handle = await h.run("fails")
         await h.stack.journal.wait("failed", 2)
-        durable = h.stack.names.run_consumer("failing.handler")
-        await h.stack.settled(h.stack.names.work, durable)
+        for function in app.functions:
+            await h.stack.settled(h.stack.names.work, h.stack.names.run_consumer(function))
         await h.stack.settled(h.stack.names.events, h.stack.names.event_router)
         (event,) = await h.stack.stored(h.stack.names.events, h.stack.names.event("jetcron.>"))
         assert decode(WireEvent, event.payload).data == heard[0]

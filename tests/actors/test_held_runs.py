@@ -104,7 +104,7 @@ async def test_a_turn_that_ends_does_not_let_go_of_the_next(stage: Stage, calls:
     executor = stage.executors[AWAY]
 
     async def code(ctx: Context, _: Any) -> None:
-        await ctx.step.sleep("pause", 0.05)
+        await ctx.step.sleep("pause", 0.5)  # so long that the run leaves
         await calls.note(ctx.attempt)
         await gate.wait()
 

@@ -81,7 +81,7 @@ async def test_a_child_that_fails_is_a_step_that_failed(stage: Stage) -> None:
             await ctx.step.invoke("child", f"{AWAY}.again", {"code": -100, "data": None})
         except StepError as error:
             seen.append([error.type, error.message, "in child" in error.traceback])
-        await ctx.step.sleep("pause", 0.02)
+        await ctx.step.sleep("pause", 0.5)  # so long that the run leaves, and its code begins again
 
     stage.codes[-100] = child
     await stage.result(code)

@@ -220,7 +220,7 @@ async def test_an_object_ends_when_it_should(stack: Stack) -> None:
     await until(lambda: _holds(stack, 4), what="no chunk left")
     assert await stack.bus.get_object(kept) == body
     await stack.bus.expire_object(ref, ttl=1)
-    await _holds(stack, 4)
+    assert await _holds(stack, 4)
     assert await stack.bus.get_object(await stack.bus.put_object(RUN, "s", b"anew")) == b"anew"
 
 
@@ -728,16 +728,15 @@ async def test_a_put_gives_up_in_bounded_time(stack: Stack) -> None:
 async def test_a_put_goes_on_after_the_server_was_killed(nats_server: NatsServer) -> None:
     async with Stack(nats_server, storage="file") as stack:
         body = some(32 * 1024 * 1024)
+        halfway = Wait(asyncio.Event(), asyncio.Event())
+        stack.bus.arm(halfway, nth=100, on=".C.")
         putting = asyncio.create_task(stack.bus.put_object(RUN, "s", body))
-        await until(lambda: _has_some(stack), what="begun")
+        await halfway.reached.wait()
         await nats_server.restart(kill=True)
+        halfway.go.set()
         async with asyncio.timeout(60):
             ref = await putting
         await assert_whole(stack, ref, body)
-
-
-async def _has_some(stack: Stack) -> bool:
-    return (await stack.bus.stream_state(stack.names.objects)).messages > 8
 
 
 async def test_no_more_than_a_few_chunks_are_on_their_way(stack: Stack) -> None:

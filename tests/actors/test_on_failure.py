@@ -22,12 +22,17 @@ async def system_events(h: House, name: str) -> list[WireEvent]:
 async def quiet(h: House) -> None:
     """Wait until every event is routed and every run has ended."""
     names = h.stack.names
-    while True:
+
+    async def stored() -> list[int]:
+        states = [await h.stack.bus.stream_state(stream) for stream in (names.events, names.work)]
+        return [state.last_sequence for state in states]
+
+    before: list[int] = []
+    while (now := await stored()) != before:
+        before = now
         await h.stack.settled(names.events, names.event_router)
         for function in h.app.functions:
             await h.stack.settled(names.work, names.run_consumer(function))
-        if not await h.stack.left(names.events, names.event_router):
-            return
 
 
 async def test_a_handler_is_given_the_failure_and_is_retried(shared_nats: NatsServer) -> None:

@@ -406,7 +406,7 @@ async def test_one_that_waits_comes_by_itself_now_and_then(shared_nats: NatsServ
 
 
 async def test_one_that_waits_too_long_to_begin_is_cancelled(shared_nats: NatsServer) -> None:
-    async with house(shared_nats, "queue", waits_to_be_told(overlap="queue", start_timeout=1.0)) as h:
+    async with house(shared_nats, "queue", waits_to_be_told(overlap="queue", start_timeout=3.0)) as h:
         h.base = h.stack.clock.now()
         await h.fire(1)
         await h.began(1)
@@ -433,6 +433,7 @@ async def test_a_failed_run_begun_again_waits_for_its_turn(shared_nats: NatsServ
     async with house(shared_nats, "skip", declare) as h:
         await h.fire(1)
         await h.ended("failed", 1)
+        await h.settled()
         failing.clear()
         h.base = h.stack.clock.now() - 2
         await h.fire(2)
@@ -635,8 +636,10 @@ async def test_what_goes_on_at_its_time_decides_not_what_does_when_it_is_release
     async with house(shared_nats, "skip") as h:
         await h.fire(1)
         await h.began(1)
-        h.base = h.stack.clock.now() + 500
-        await h.fire(2)  # delivered at once, half a second early
+        now = h.stack.clock.now()
+        h.base = now + 2_000
+        # Delivered at once, two seconds early.
+        await h.stack.bus.store(new_run(h.stack.names, h.occurrence(2), now=now, lead=3_000))
         h.doing.end(1).set()
         h.doing.end(2).set()
         await h.ended("completed", 1, 2)
