@@ -143,16 +143,17 @@ async def at_work(server: NatsServer) -> AsyncIterator[tuple[Stack, Client]]:
 
 
 async def test_a_run_and_its_result(shared_nats: NatsServer) -> None:
-    async with at_work(shared_nats) as (_, client):
+    async with at_work(shared_nats) as (stack, client):
         handle = await client.run("app.double", 21)
         assert await handle.result(PATIENCE) == 42
-        assert await handle.result(0.5) == 42, "and again"
+        assert await handle.result(PATIENCE) == 42, "and again"
         view = await client.runs.get(handle.id)
         assert (view.status, view.result, view.function) == ("completed", 42, "app.double")
         with pytest.raises(RunFailed, match="LookupError: not there") as raised:
             await (await client.run("app.fails")).result(PATIENCE)
         assert (raised.value.type, raised.value.message) == ("LookupError", "not there")
         hanging = await client.run("app.hangs")
+        await stack.entries("claimed", run=hanging.id)
         with pytest.raises(TimeoutError):
             await hanging.result(0.3)
         assert await hanging.status() == "running"
@@ -161,7 +162,7 @@ async def test_a_run_and_its_result(shared_nats: NatsServer) -> None:
 async def test_a_retry_shows_as_retrying(shared_nats: NatsServer) -> None:
     async with at_work(shared_nats) as (stack, client):
         handle = await client.run("app.waits")
-        await stack.journal.wait("retrying")
+        await stack.entries("retrying")
         assert await handle.status() == "retrying"
 
 
@@ -211,7 +212,7 @@ async def test_runs_are_listed_newest_first(shared_nats: NatsServer) -> None:
         for n in range(5):
             ids.append((await client.run("app.double", n)).id)
             await asyncio.sleep(0.002)  # an id holds its millisecond
-        await stack.journal.wait("completed", 5)
+        await stack.entries("completed", 5)
         listed = await client.runs.list(function="app.double", limit=3)
         assert [view.id for view in listed] == ids[::-1][:3]
         assert [view.result for view in listed] == [8, 6, 4]

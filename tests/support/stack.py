@@ -15,11 +15,11 @@ from typing import Any, Self
 from unittest import mock
 
 from jetcron.app import App
-from jetcron.bus import Bus, Delivery, StoredMessage
+from jetcron.bus import Bus, Delivery, StoredMessage, fenced
 from jetcron.clock import Clock, SystemClock
 from jetcron.cron_sync import CronSync
 from jetcron.cron_tick import CronTick
-from jetcron.errors import TryAgain
+from jetcron.errors import TryAgain, WrongSequence
 from jetcron.event_router import EventRouter
 from jetcron.executor import Executor
 from jetcron.health_checker import HealthChecker
@@ -264,6 +264,14 @@ class Stack:
 
     # What is stored.
 
+    async def entries(self, kind: str, count: int = 1, *, run: str = "", function: str = "") -> list[Entry]:
+        """Wait until so many journal entries of this kind were heard, and what was heard is stored, or refused."""
+        heard = await self.journal.wait(kind, count, run=run, function=function)
+        # The server passes a message on before it has stored it, but stores them in their order.
+        with contextlib.suppress(WrongSequence):
+            await self.bus.publish(self.names.journal_of("stack.barrier", "stack"), b"", fenced(2**53))
+        return heard
+
     async def stored(self, stream: str, subject: str = ">") -> list[StoredMessage]:
         """The messages of a stream, oldest first."""
         return [message async for page in self.bus.pages(stream, subject) for message in page]
@@ -302,6 +310,11 @@ class HastyClock(SystemClock):
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(min(seconds, 0.01))
+
+
+async def clear_of_full(clock: Clock, period: int, *, seconds: float = 5.0) -> None:
+    """Let the next full `period` (ms: an hour, a minute) come if it is so near: what is due changes with it."""
+    await until(lambda: clock.now() % period < period - seconds * 1_000, what="clear of what is due next")
 
 
 async def take(bus: Bus, stream: str, durable: str, count: int = 1) -> list[Delivery]:
