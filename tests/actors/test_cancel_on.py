@@ -114,6 +114,9 @@ async def test_an_event_before_the_run_began_cancels_it_all_the_same(stage: Stag
     with pytest.raises(RunFailed):
         await by_hand.result(PATIENCE)
     assert "CancelledByEvent" in (await stage.failure_of(invoking)).message
+    names = stage.stack.names
+    for name in ("matching", "started"):
+        await stage.stack.settled(names.work, names.run_consumer(f"{AWAY}.{name}"))
     assert len(calls.made) == 1, "that of the other app"
 
 

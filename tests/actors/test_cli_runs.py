@@ -150,7 +150,8 @@ async def test_a_waiting_run_is_shown_with_what_it_waits_for(shop: Shop) -> None
     shown = await acall("runs", "show", run)
     assert shown.exit_code == 0, shown.output
     text = shown.stdout
-    child = (await shop.client.runs.get(run)).history.steps["bill"].child
+    history = (await shop.client.runs.get(run)).history
+    child = history.steps["bill"].child
     assert f"shop.wait  {run}\nstatus   waiting until 20" in text
     for said in (
         "▶ attempt 1",
@@ -160,7 +161,9 @@ async def test_a_waiting_run_is_shown_with_what_it_waits_for(shop: Shop) -> None
         "waiting for order.paid until 20",
     ):
         assert said in text, text
-    assert len([line for line in lines(shown) if line.startswith("  ")]) == 5, text
+    # The run has left its executor before the bill came, or it has not.
+    rows = len(history.attempts) + 3
+    assert len([line for line in lines(shown) if line.startswith("  ")]) == rows, text
     whole = one(await acall("runs", "show", run, "--json"))
     (paid,) = whole["waits"]
     assert (paid["id"], paid["op"], paid["target"]) == ("paid", "wait", "order.paid")

@@ -266,7 +266,9 @@ async def test_doctor_finds_nothing_wrong_where_all_is_well(stack: Stack) -> Non
 
     await until(well, what="doctor content")
     await acall("functions", "pause", "shop.double")
-    notes = [one for one in await examine(stack.settings) if one.level == "note"]
+    # A machine that is busy may hear late what time the server has.
+    found = [one for one in await examine(stack.settings) if one.about != "clock"]
+    notes = [one for one in found if one.level == "note"]
     assert [(note.about, note.do) for note in notes] == [
         ("shop.double", "jetcron functions unpause shop.double")
     ]

@@ -143,16 +143,17 @@ async def at_work(server: NatsServer) -> AsyncIterator[tuple[Stack, Client]]:
 
 
 async def test_a_run_and_its_result(shared_nats: NatsServer) -> None:
-    async with at_work(shared_nats) as (_, client):
+    async with at_work(shared_nats) as (stack, client):
         handle = await client.run("app.double", 21)
         assert await handle.result(PATIENCE) == 42
-        assert await handle.result(0.5) == 42, "and again"
+        assert await handle.result(PATIENCE) == 42, "and again"
         view = await client.runs.get(handle.id)
         assert (view.status, view.result, view.function) == ("completed", 42, "app.double")
         with pytest.raises(RunFailed, match="LookupError: not there") as raised:
             await (await client.run("app.fails")).result(PATIENCE)
         assert (raised.value.type, raised.value.message) == ("LookupError", "not there")
         hanging = await client.run("app.hangs")
+        await stack.journal.wait("claimed", run=hanging.id)
         with pytest.raises(TimeoutError):
             await hanging.result(0.3)
         assert await hanging.status() == "running"

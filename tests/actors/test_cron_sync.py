@@ -157,7 +157,11 @@ async def test_a_function_no_longer_declared_is_archived(stack: Stack) -> None:
     assert (await function(stack, "app.f")).state == "archived"
     assert (await schedule(stack, "app.f"))[0].state == "archived"
     assert await held(stack, "app.f") == []
-    assert await stack.bus.subjects(stack.names.work, ">") == []
+
+    async def nothing_left() -> bool:
+        return await stack.bus.subjects(stack.names.work, ">") == []
+
+    await until(nothing_left, what="no message left, the command neither")
     with pytest.raises(NotFound):
         await stack.bus.consumer(stack.names.work, stack.names.run_consumer("app.f"))
     back = await register(stack, "three", F, G)

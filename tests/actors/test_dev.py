@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.command_line import acall, clean_environment, running
+from tests.support.command_line import PATIENCE, acall, clean_environment, running
 from tests.support.nats_server import NatsServer
 
 APP = """
@@ -43,9 +43,9 @@ def url(folder: Path) -> str:
 
 
 async def gone(address: str) -> None:
-    """Wait until nobody listens there: within two seconds."""
+    """Wait until nobody listens there."""
     host, _, port = address.removeprefix("nats://").rpartition(":")
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(PATIENCE):
         while True:
             try:
                 socket.create_connection((host, int(port)), timeout=1).close()
@@ -141,14 +141,16 @@ async def test_a_server_of_ones_own_is_the_only_one(folder: Path) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         address = f"nats://127.0.0.1:{unused.getsockname()[1]}"
-    async with running("dev", "--nats-port", "4555", cwd=folder, NATS_URL=address) as dev:
-        assert await dev.ends() == 2
-        words = " ".join(re.sub(r"[^ -~]", " ", dev.text).split())  # a box is drawn around it
-        assert f"--nats-port 4555: NATS_URL={address} is set, and dev starts no server of its own" in words
-    async with running("dev", cwd=folder, NATS_URL=address) as dev:
-        assert await dev.ends() == 1
-        assert f"no NATS server answers at {address}" in dev.text
-        assert f"NATS_URL={address} is set, and dev starts no server of its own" in dev.text
+        async with running("dev", "--nats-port", "4555", cwd=folder, NATS_URL=address) as dev:
+            assert await dev.ends() == 2
+            words = " ".join(re.sub(r"[^ -~]", " ", dev.text).split())  # a box is drawn around it
+            assert (
+                f"--nats-port 4555: NATS_URL={address} is set, and dev starts no server of its own" in words
+            )
+        async with running("dev", cwd=folder, NATS_URL=address) as dev:
+            assert await dev.ends() == 1
+            assert f"no NATS server answers at {address}" in dev.text
+            assert f"NATS_URL={address} is set, and dev starts no server of its own" in dev.text
     assert not (folder / ".jetcron").exists()
 
 

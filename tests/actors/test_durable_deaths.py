@@ -164,7 +164,7 @@ ROUTER_FAULTS: list[Fault] = [Die(), Die(after=True), LoseAnswer()]
 async def test_a_router_may_die_in_any_write_of_a_meeting(stage: Stage, calls: Calls) -> None:
     """Two runs wait for the event, another one for it and more; it is delivered again until it is dealt with."""
     (router,) = [running for running in stage.stack.running if running.name == "event-router"]
-    await router.stop()
+    await router.stop()  # until the end: this test routes
     names = stage.stack.names
 
     async def both(ctx: Context, match: Any) -> Any:
@@ -217,6 +217,7 @@ async def test_a_router_may_die_in_any_write_of_a_meeting(stage: Stage, calls: C
         for nth in range(len(writes)):
             number += 1
             await meeting(number, nth, fault)
+    await stage.stack.start("event-router")
 
 
 async def test_who_cancels_may_die_in_any_write(stage: Stage) -> None:
@@ -225,11 +226,11 @@ async def test_who_cancels_may_die_in_any_write(stage: Stage) -> None:
 
     async def cancelled(nth: int, fault: Fault | None, *, again: bool) -> list[str]:
         async def code(ctx: Context, _: Any) -> None:
-            await ctx.step.wait_for_event("wait", "never.comes", timeout=600 if again else 1.0)
+            await ctx.step.wait_for_event("wait", "never.comes", timeout=600 if again else 3.0)
 
-        handle = await stage.play(code)
-        await stage.waiting(handle)
         async with FaultyBus(stage.stack.settings) as bus:
+            handle = await stage.play(code)
+            await stage.waiting(handle)
             if fault is not None:
                 bus.arm(fault, nth=nth)
             try:

@@ -10,14 +10,17 @@ import signal
 import struct
 import sys
 import termios
+import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import structlog
 from typer.testing import CliRunner, Result
 
+from jetcron import logs
 from jetcron.cli import app
 
 PATIENCE = 25.0
@@ -48,8 +51,17 @@ def call(*arguments: str, input: str | None = None, env: Mapping[str, str] | Non
 
 
 async def acall(*arguments: str, **more: Any) -> Result:
-    """`call` in a thread, for tests whose actors run on this loop meanwhile."""
-    return await asyncio.to_thread(call, *arguments, **more)
+    """`call` in a thread, for tests whose actors run on this loop meanwhile: what they log is not the verb's."""
+    theirs, write = threading.get_ident(), logs.write
+
+    def written(to: logs.Stream, line: str) -> None:
+        if threading.get_ident() == theirs:
+            print(line, file=sys.__stderr__)
+        else:
+            write(to, line)
+
+    with mock.patch.object(logs, "write", written):
+        return await asyncio.to_thread(call, *arguments, **more)
 
 
 def clean_environment(**more: str) -> dict[str, str]:

@@ -320,6 +320,11 @@ class HastyClock(SystemClock):
         await asyncio.sleep(min(seconds, 0.01))
 
 
+async def clear_of_full(clock: Clock, period: int, *, seconds: float = 5.0) -> None:
+    """Let the next full `period` (ms: an hour, a minute) come if it is so near: what is due changes with it."""
+    await until(lambda: clock.now() % period < period - seconds * 1_000, what="clear of what is due next")
+
+
 async def take(bus: Bus, stream: str, durable: str, count: int = 1) -> list[Delivery]:
     """So many messages of a durable consumer; an error when they do not come."""
     found: list[Delivery] = []
