@@ -13,7 +13,7 @@ from jetcron import Context, StepError
 from jetcron.events import Event
 from tests.support.nats_server import NatsServer
 from tests.support.stack import PATIENCE
-from tests.support.stage import AWAY, QUICK, Calls, Stage, outcomes, stage_of
+from tests.support.stage import AWAY, AWHILE, QUICK, Calls, Stage, outcomes, stage_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -121,7 +121,7 @@ async def test_results_find_their_own_branches_whatever_the_order_they_came_in(
             for number in range(4):
                 found.append(await ctx.step.run("part", part, name, number))
                 if number == 1:
-                    await ctx.step.sleep("rest", 0.03 + moods.random() * 0.03)
+                    await ctx.step.sleep("rest", AWHILE + moods.random() * 0.03)
                 if crash and ctx.attempt == 0 and len(made) >= 8:
                     raise ValueError("crash")
             return found
@@ -158,7 +158,7 @@ async def test_a_group_that_failed_and_was_handled_lets_the_run_leave_and_end(st
                 group.create_task(ctx.step.run("bad", bad))
         except* StepError:
             pass
-        await ctx.step.sleep("long", 0.05)
+        await ctx.step.sleep("long", AWHILE)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(bad())

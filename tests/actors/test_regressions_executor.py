@@ -238,7 +238,7 @@ async def test_after_a_restart_of_the_server_a_new_run_does_not_wait_for_an_old_
         await until(lambda: executor.bus.generation > generation and executor.bus.connected)
         await until(lambda: h.client._bus.connected, what="the client connected again")
         handle = await h.run("prompt")
-        assert await handle.result(5) == "done"
+        assert await handle.result(10) == "done"
 
 
 async def test_a_second_call_does_not_move_what_the_first_holds(shared_nats: NatsServer) -> None:

@@ -324,7 +324,7 @@ async def test_the_result_of_a_run_is_read_by_its_id(shared_nats: NatsServer) ->
         await stack.register(app)
         await stack.execute(app)
         handle = await client.run("app.large")
-        await stack.journal.wait("completed")
+        await handle.result(PATIENCE)
         view = await client.runs.get(handle.id)
         assert view.history.last is not None
         assert view.history.last.object is not None

@@ -25,7 +25,7 @@ from tests.support.command_line import acall
 from tests.support.nats_server import NatsServer
 from tests.support.stack import FAST, Stack
 
-MINUTE = 60_000
+MINUTE, DAY = 60_000, 86_400_000
 FUNCTION = "teams.report"
 
 
@@ -71,7 +71,10 @@ async def client(stack: Stack) -> AsyncIterator[Client]:
 
 
 class Lived:
-    """A schedule of every minute that has been in force for hours, written as cron-sync would have."""
+    """A schedule of every minute that has been in force for hours, written as cron-sync would have.
+
+    It ends with its last occurrence: a minute may end while a test looks at it.
+    """
 
     def __init__(self, stack: Stack, id: str = "team-7") -> None:
         self._stack = stack
@@ -86,7 +89,8 @@ class Lived:
     def revision(self, back: int, **more: Any) -> Schedule:
         """In force from just after the occurrence so many minutes back."""
         return Schedule(
-            **{"id": self.id, "function": FUNCTION, "origin": "data", "every": MINUTE} | more,
+            **{"id": self.id, "function": FUNCTION, "origin": "data", "every": MINUTE, "end": self.last}
+            | more,
             armed_from=self.at(back),
         )
 
@@ -320,8 +324,7 @@ async def test_of_very_many_that_are_ready_not_all_are_looked_at(stack: Stack, c
 
 async def test_more_revisions_than_one_request_reads(stack: Stack, client: Client) -> None:
     lived = Lived(stack)
-    # None after what is looked at: a minute may end meanwhile.
-    written = [lived.revision(1_100 - n, payload=n, end=lived.last) for n in range(1_100)]
+    written = [lived.revision(1_100 - n, payload=n) for n in range(1_100)]
     numbers = await lived.write(*written)
     found = await client.schedules.history(lived.id, limit=1_090)
     assert [one.revision for one in found] == list(reversed(numbers[-1_090:]))
@@ -361,8 +364,8 @@ async def test_what_was_triggered_or_backfilled_is_found_by_its_schedule(
     stack: Stack, client: Client
 ) -> None:
     now = stack.clock.now()
-    await client.schedules.create("young", FUNCTION, every=60)
-    await client.schedules.create("other", FUNCTION, every=60)
+    await client.schedules.create("young", FUNCTION, every=86_400)
+    await client.schedules.create("other", FUNCTION, every=86_400)
     text = (await acall("schedules", "history", "young")).output
     assert "no occurrence yet" in text
     assert "jetcron runs list --schedule young" in text
@@ -371,8 +374,8 @@ async def test_what_was_triggered_or_backfilled_is_found_by_its_schedule(
     arguments = (
         "backfill",
         "young",
-        from_ms(now - 10 * MINUTE).isoformat(),
-        from_ms(now - 5 * MINUTE).isoformat(),
+        from_ms(now - 10 * DAY).isoformat(),
+        from_ms(now - 5 * DAY).isoformat(),
     )
     said = await acall("schedules", *arguments)
     assert said.exit_code == 0, said.output

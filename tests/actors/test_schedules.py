@@ -765,6 +765,7 @@ async def test_what_is_no_command_and_too_large_to_be_answered_stops_no_other(
     raw = {"v": 1, "command": "register", "app": "reports", "reply": "nobody", "functions": [{"id": 7}]}
     size = stack.bus.max_payload - len(pack(raw | {"id": ""})) - 10
     await stack.bus.post(stack.names.sync("reports"), pack(raw | {"id": "x" * size}))
+    await stack.bus.settled()
     await client.schedules.create("next", "reports.send", every=3_600)
     await ended(stack)
     assert [letter.letter for letter in await stack.dead()] == ["sync"]

@@ -13,7 +13,7 @@ from jetcron.clock import from_ms
 from jetcron.errors import ConfigurationError
 from tests.support.nats_server import NatsServer
 from tests.support.stack import PATIENCE, until
-from tests.support.stage import AWAY, HERE, LOSSES, Stage, outcomes, stage_of
+from tests.support.stage import AWAY, AWHILE, HERE, LOSSES, Stage, outcomes, stage_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -32,11 +32,11 @@ async def test_a_sleep_ends_no_sooner_and_what_is_short_stays(stage: Stage, app:
     slept: list[int] = []
 
     async def code(ctx: Context, _: Any) -> None:
-        await ctx.step.sleep("seconds", 0.1)
+        await ctx.step.sleep("seconds", AWHILE)
         slept.append(clock.now())
-        await ctx.step.sleep("span", timedelta(milliseconds=150))
+        await ctx.step.sleep("span", timedelta(milliseconds=350))
         slept.append(clock.now())
-        await ctx.step.sleep_until("moment", from_ms(slept[-1] + 100))
+        await ctx.step.sleep_until("moment", from_ms(slept[-1] + 300))
         slept.append(clock.now())
 
     handle = await stage.play(code, on=f"{app}.once")
@@ -109,7 +109,7 @@ async def test_the_earliest_of_several_wakes_the_run_and_the_others_keep_their_t
             await ctx.step.sleep(name, seconds)
             order.append(name)
 
-        await asyncio.gather(sleeps("long", 0.9), sleeps("short", 0.1), sleeps("middle", 0.5))
+        await asyncio.gather(sleeps("long", 1.1), sleeps("short", 0.3), sleeps("middle", 0.7))
 
     handle = await stage.play(code)
     await handle.result(PATIENCE)

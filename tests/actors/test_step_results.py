@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from jetcron import Context, NonRetriableError, StepError
 from tests.support.nats_server import NatsServer
-from tests.support.stage import HERE, QUICK, Calls, Stage, stage_of
+from tests.support.stage import AWHILE, HERE, QUICK, Calls, Stage, stage_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -96,7 +96,7 @@ async def test_a_replayed_result_is_of_the_type_that_was_promised(
 
     async def code(ctx: Context, _: Any) -> None:
         seen.append(await ctx.step.run("make", function))
-        await ctx.step.sleep("pause", 0.02)
+        await ctx.step.sleep("pause", AWHILE)
 
     await stage.result(code)
     live, replayed = seen
@@ -137,7 +137,7 @@ async def test_what_code_does_to_a_result_changes_nothing_that_is_remembered(sta
         for result in (await ctx.step.run("load", load), await ctx.step.run("untyped", untyped)):
             seen.append(list(result["names"]))
             result["names"].append("mine")
-        await ctx.step.sleep("pause", 0.02)
+        await ctx.step.sleep("pause", AWHILE)
         raise NonRetriableError("to see what is kept")
 
     handle = await stage.play(code)
@@ -206,7 +206,7 @@ async def test_an_open_step_found_under_another_kind_fails_the_run(stage: Stage)
     async def code(ctx: Context, _: Any) -> None:
         turns.append(1)
         if len(turns) == 1:
-            await ctx.step.sleep("x", 0.02)
+            await ctx.step.sleep("x", AWHILE)
         await ctx.step.wait_for_event("x", "never", timeout=9)
 
     failed = await stage.failure(code)

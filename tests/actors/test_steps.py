@@ -13,7 +13,7 @@ from jetcron import Context, NonRetriableError, Retry, RetryAfterError, StepErro
 from jetcron.errors import ConfigurationError
 from tests.support.nats_server import NatsServer
 from tests.support.stack import PATIENCE
-from tests.support.stage import AWAY, HERE, QUICK, Calls, Stage, outcomes, stage_of
+from tests.support.stage import AWAY, AWHILE, HERE, QUICK, Calls, Stage, outcomes, stage_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -73,7 +73,7 @@ async def test_finished_steps_are_not_done_again_whatever_happens_after(
 
     async def code(ctx: Context, _: Any) -> Any:
         a = await ctx.step.run("a", calls.note, "a")
-        await ctx.step.sleep("pause", 0.02)
+        await ctx.step.sleep("pause", AWHILE)
         b = await ctx.step.run("b", calls.plainly, "b")
         if ctx.attempt == 0:
             raise ValueError("outside any step")
@@ -228,7 +228,7 @@ async def test_a_failure_can_be_caught_and_undone_also_after_a_replay(stage: Sta
         except StepError as error:
             seen.append(error)
             await ctx.step.run("release", calls.note, "release")
-            await ctx.step.sleep("pause", 0.02)
+            await ctx.step.sleep("pause", AWHILE)
             return await ctx.step.run("tell", calls.note, error.message)
 
     assert await stage.result(code) == "5 is too much"

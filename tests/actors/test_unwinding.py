@@ -9,9 +9,10 @@ import pytest
 import pytest_asyncio
 
 from jetcron import Context, StepError
+from jetcron.clock import from_ms
 from tests.support.nats_server import NatsServer
 from tests.support.stack import PATIENCE, until, waits_of
-from tests.support.stage import AWAY, HERE, Calls, Stage, outcomes, stage_of
+from tests.support.stage import AWAY, AWHILE, HERE, Calls, Stage, outcomes, stage_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -38,16 +39,18 @@ async def test_handlers_of_exceptions_do_not_see_that_the_run_leaves(stage: Stag
     async def code(ctx: Context, _: Any) -> str:
         while True:
             try:
-                await ctx.step.sleep("long", 0.05)
+                await ctx.step.sleep("long", AWHILE)
                 break
             except Exception as error:
                 seen.append(error)
                 await asyncio.sleep(0.01)
         with contextlib.suppress(Exception):
-            await asyncio.gather(ctx.step.sleep("a", 0.05), ctx.step.sleep("b", 0.05))
+            # Over at one moment: else the run may leave once more for the second.
+            moment = from_ms(stage.stack.clock.now() + round(AWHILE * 1000))
+            await asyncio.gather(ctx.step.sleep_until("a", moment), ctx.step.sleep_until("b", moment))
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(ctx.step.sleep("c", 0.05))
+                group.create_task(ctx.step.sleep("c", AWHILE))
         except* Exception as errors:
             seen.append(errors)
         return "through"
@@ -61,7 +64,7 @@ async def test_handlers_of_exceptions_do_not_see_that_the_run_leaves(stage: Stag
 async def test_finally_may_await_and_its_steps_wait_for_the_end(stage: Stage, calls: Calls) -> None:
     async def code(ctx: Context, _: Any) -> str:
         try:
-            await ctx.step.sleep("long", 0.05)
+            await ctx.step.sleep("long", AWHILE)
             return "through"
         finally:
             await asyncio.sleep(0.01)
@@ -80,7 +83,7 @@ async def test_code_that_catches_everything_does_no_harm(stage: Stage, calls: Ca
 
     async def code(ctx: Context, how: str) -> Any:
         try:
-            await ctx.step.sleep("long", 0.05)
+            await ctx.step.sleep("long", AWHILE)
         except BaseException:
             calls.made.append(how)
             match how:
@@ -110,7 +113,7 @@ async def test_a_loop_that_catches_everything_comes_to_an_end(
     async def code(ctx: Context, _: Any) -> str:
         while True:
             try:
-                await ctx.step.sleep("long", 0.05)
+                await ctx.step.sleep("long", AWHILE)
                 return "through"
             except BaseException:
                 calls.made.append(1)
@@ -124,7 +127,7 @@ async def test_a_loop_that_never_lets_go_stops_nobody_else(stage: Stage, calls: 
     async def code(ctx: Context, _: Any) -> str:
         while not let_go.is_set():
             try:
-                await ctx.step.sleep("long", 0.05)
+                await ctx.step.sleep("long", AWHILE)
                 break
             except BaseException:
                 calls.made.append(1)
@@ -153,7 +156,7 @@ async def test_tasks_the_code_leaves_behind_record_nothing_more(stage: Stage, ca
 
         gates.append(asyncio.Event())
         tasks.append(asyncio.create_task(late(gates[-1])))
-        await ctx.step.sleep("long", 0.05)
+        await ctx.step.sleep("long", AWHILE)
         return "through"
 
     gates: list[asyncio.Event] = []

@@ -18,7 +18,7 @@ from jetcron_protocol.messages import Wait
 from tests.support.faults import LoseAnswer
 from tests.support.nats_server import NatsServer
 from tests.support.stack import PATIENCE, until, waits_of
-from tests.support.stage import AWAY, HERE, Stage, all_of, outcomes, stage_of
+from tests.support.stage import AWAY, AWHILE, HERE, Stage, all_of, outcomes, stage_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -57,7 +57,7 @@ async def test_an_event_comes_back_whole(stage: Stage) -> None:
 
     async def code(ctx: Context, _: Any) -> Any:
         seen.append(await ctx.step.wait_for_event("wait", "whole", timeout=60))
-        await ctx.step.sleep("pause", 0.02)
+        await ctx.step.sleep("pause", AWHILE)
 
     handle = await stage.play(code)
     await stage.waiting(handle)
@@ -161,7 +161,7 @@ async def test_none_comes_after_the_time_out_and_the_event_no_more(stage: Stage,
         return seen[-1]
 
     handle = await stage.play(code, on=f"{app}.once")
-    await stage.entries("step", run=handle.id)
+    await stage.opened(handle, 2)
     await stage.send(Event(f"late.{app}", 1))
     await stage.send(Event(f"go.{app}"))
     assert await handle.result(PATIENCE) is None

@@ -11,12 +11,10 @@ import pytest_asyncio
 from jetcron import Context, Event
 from jetcron.bus import TTL
 from jetcron.waits import Waits
-from jetcron_protocol.codec import decode
-from jetcron_protocol.messages import JournalEntry
 from tests.support.faults import Die, LoseAnswer, Wait
 from tests.support.nats_server import NatsServer
 from tests.support.stack import PATIENCE, until, waits_of
-from tests.support.stage import AWAY, HERE, QUICK, Calls, Stage, stage_of
+from tests.support.stage import AWAY, AWHILE, HERE, QUICK, Calls, Stage, stage_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -144,18 +142,19 @@ async def test_a_wait_whose_executor_dies_beside_it_is_forgotten_with_its_run(
 async def test_a_wait_whose_branch_is_cancelled_as_it_ends_is_forgotten(stage: Stage) -> None:
     """Nobody removed what its branch would have removed next."""
     names = stage.stack.names
+    stored = Wait(asyncio.Event(), asyncio.Event(), after=True)
 
     async def code(ctx: Context, _: Any) -> list[str]:
         async def waits() -> None:
             await ctx.step.wait_for_event("go", "cancelled.go", timeout=0.02)
 
+        # The second entry from here on, after that which opens it.
+        journal = names.journal_of(ctx.function_id, ctx.run_id)
+        stage.executors[HERE].bus.arm(stored, on=journal, nth=1)
         waiting = asyncio.create_task(waits())
-        async with stage.stack.bus.listen(names.journal_of(ctx.function_id, ctx.run_id)) as heard:
-            while True:
-                _, payload = await heard.get()
-                if decode(JournalEntry, payload).entry == "step":
-                    waiting.cancel()
-                    break
+        await stored.reached.wait()
+        waiting.cancel()
+        stored.go.set()
         await asyncio.wait([waiting])
         return [ctx.run_id, str(waiting.cancelled())]
 
@@ -246,7 +245,7 @@ async def test_a_large_result_that_is_loaded_is_not_overtaken_by_those_after_it(
             return await ctx.step.run("next", note, "second")
 
         taken.append(tuple(await asyncio.gather(second(), first())))  # type: ignore[arg-type]
-        await ctx.step.sleep("away", 0.01)
+        await ctx.step.sleep("away", AWHILE)
 
     await stage.result(code)
     assert taken == [("second", "first")] * 2
@@ -372,7 +371,7 @@ async def test_a_turn_that_is_past_and_delivered_again_leaves_the_one_that_is_he
     acknowledging = Wait(asyncio.Event(), asyncio.Event())
 
     async def code(ctx: Context, _: Any) -> Any:
-        await ctx.step.sleep("pause", 0.05)
+        await ctx.step.sleep("pause", AWHILE)
         found = await ctx.step.wait_for_event("go", "past.go", timeout=3600)
         return found is not None
 

@@ -26,6 +26,8 @@ Code = Callable[..., Awaitable[Any]]
 QUICK = Retry(attempts=3, waits=[0.02], jitter=0)
 """Three attempts, nearly at once."""
 AWAY, HERE = "away", "here"
+AWHILE = 0.3
+"""Seconds for which a run of `away` leaves it: on a busy machine, less may be over before all of it waits."""
 LOSSES = {"ack_wait": 1.0, "executor_ttl": 1.0, "executor_beat": 0.2}
 """Settings under which a dead executor is found dead within two seconds."""
 
@@ -158,6 +160,7 @@ async def all_of(handles: Sequence[RunHandle]) -> list[Any]:
 
 __all__ = [
     "AWAY",
+    "AWHILE",
     "HERE",
     "LOSSES",
     "QUICK",
