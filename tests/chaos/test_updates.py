@@ -139,7 +139,7 @@ async def test_no_occurrence_is_lost_or_doubled_while_processes_die(tmp_path: Pa
         await storm.create()
         begun = now_ms()
         bad = asyncio.create_task(mischief(server, members))
-        await storm.run(13)
+        await storm.run(13, least=2_200)  # however slow the machine is
         await bad
         seconds = (now_ms() - begun) / 1_000
         tally = await accounted(bus, books, storm)
@@ -148,7 +148,7 @@ async def test_no_occurrence_is_lost_or_doubled_while_processes_die(tmp_path: Pa
         assert tally.clean, tally.problems()
         assert tally.expected > 100
         assert tally.runs > 50
-        assert changes > 100 * seconds
+        assert changes > 1_300
         await chains_merge(bus, storm)
         assert [end for member in members for end in member.ends] == []
 

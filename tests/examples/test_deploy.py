@@ -28,6 +28,7 @@ from jetcron.settings import Settings
 from jetcron_protocol.topology import MIN_SERVER
 from tests.examples.small_yaml import read_yaml
 from tests.support.nats_server import NatsServer, binary
+from tests.support.stack import until
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -264,6 +265,7 @@ async def test_publishers_reach_events_alone(tmp_path: Path) -> None:
             for subject in ("jetcron.run.ready.reports.daily", "jetcron.sync.reports", "$JS.API.INFO"):
                 with pytest.raises(nats.errors.TimeoutError):
                     await publisher.request(subject, b"{}", timeout=0.5)
+            await until(lambda: len(refused) >= 3, what="the server refused each")
     assert len(refused) == 3
     assert all("permissions violation" in str(error).lower() for error in refused)
 

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 PATIENCE = 30.0
+"""Seconds that one command may take: each is a process that imports everything, on a machine that is busy."""
 
 
 def environment() -> dict[str, str]:
@@ -29,7 +30,7 @@ async def shell(folder: Path, *commands: str) -> str:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(PATIENCE * len(commands)):
         out, err = await process.communicate()
     assert process.returncode == 0, out.decode() + err.decode()
     return out.decode()

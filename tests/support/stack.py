@@ -19,7 +19,7 @@ from jetcron.bus import Bus, Delivery, StoredMessage, fenced
 from jetcron.clock import Clock, SystemClock
 from jetcron.cron_sync import CronSync
 from jetcron.cron_tick import CronTick
-from jetcron.errors import TryAgain, WrongSequence
+from jetcron.errors import BusError, TryAgain
 from jetcron.event_router import EventRouter
 from jetcron.executor import Executor
 from jetcron.health_checker import HealthChecker
@@ -121,7 +121,8 @@ class Entry:
 class Journal:
     """Every journal entry since the stack started, in the order it was published."""
 
-    bus: Bus
+    stored: Callable[[], Awaitable[None]]
+    """Waits until what was heard so far is stored, or refused."""
     entries: list[Entry] = field(default_factory=list)
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
@@ -134,7 +135,7 @@ class Journal:
         ]
 
     async def wait(self, kind: str, count: int = 1, *, run: str = "", function: str = "") -> list[Entry]:
-        """The entries of one kind, once `count` of them were heard, and are stored, or refused."""
+        """The entries of one kind, once there are `count` of them, and they are stored."""
 
         def enough() -> bool:
             return len(self.of(kind, run=run, function=function)) >= count
@@ -147,9 +148,7 @@ class Journal:
             raise AssertionError(
                 f"waited for {count} {kind!r} entries {function} {run}; there are {seen}"
             ) from None
-        # The server passes a message on before it has stored it, but stores them in their order.
-        with contextlib.suppress(WrongSequence, TryAgain):
-            await self.bus.publish(self.bus.names.journal_of("stack.barrier", "stack"), b"", fenced(2**53))
+        await self.stored()
         return self.of(kind, run=run, function=function)
 
 
@@ -165,7 +164,7 @@ class Stack:
         self.names = self.settings.names
         self.clock = SystemClock()
         self.bus = FaultyBus(self.settings, name="test")
-        self.journal = Journal(self.bus)
+        self.journal = Journal(self._journal_is_stored)
         self.running: list[Running] = []
         self._cleanup = contextlib.AsyncExitStack()
 
@@ -198,6 +197,13 @@ class Stack:
                     with contextlib.suppress(DecodeError):
                         self.journal.entries.append(Entry(function, run, decode(JournalEntry, payload)))
                     self.journal.changed.notify_all()
+
+    async def _journal_is_stored(self) -> None:
+        """The server passes a message on before it has stored it, but stores those of a stream in their order."""
+        with contextlib.suppress(BusError):
+            # Refused, once it is its turn; on a subject nobody listens to. No write that a fault may be armed for.
+            subject = f"{self.names.namespace}.lane.barrier"
+            await Bus.request(self.bus, subject, headers=fenced(2**53))
 
     async def _stop_all(self) -> None:
         standing = [running for running in self.running if not running.task.done()]

@@ -78,7 +78,7 @@ class Stage:
         return await self.entries("opened", times, run=handle.id)
 
     async def entries(self, kind: str, count: int = 1, *, run: str = "", function: str = "") -> list[Entry]:
-        """Wait until so many journal entries of this kind were heard, and are stored, or refused."""
+        """Wait until so many journal entries of this kind are stored."""
         return await self.stack.journal.wait(kind, count, run=run, function=function)
 
     async def add(self, name: str) -> Running:

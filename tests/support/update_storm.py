@@ -42,11 +42,11 @@ class Storm:
         """Create them all; returns when they are in the registry."""
         await submit(self._bus, "create", [Part(id, self._new(id)) for id in self.ids], by="storm", wait=20)
 
-    async def run(self, seconds: float) -> None:
-        """Order for so long, whatever is down meanwhile."""
+    async def run(self, seconds: float, *, least: int = 0) -> None:
+        """Order for so long, and until so much is ordered, whatever is down meanwhile."""
         clock = self._bus.clock
         until = clock.now() + seconds * SECOND
-        while clock.now() < until:
+        while clock.now() < until or self.done.total() < least:
             try:
                 await self._aim()
                 if await self._waiting() < _WAITING:

@@ -23,7 +23,8 @@ def start(work: Callable[[], object]) -> threading.Thread:
     return thread
 
 
-def test_a_thread_that_is_ending_is_let_end(exits: list[int]) -> None:
+def test_a_thread_that_is_ending_is_let_end(exits: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "_MOMENT", 20.0)  # it is over as soon as the threads are
     told = threading.Event()
     threading.Timer(0.02, told.set).start()
     start(told.wait)
