@@ -63,7 +63,7 @@ async def disturbed(
     if fault is not None:
         executor.bus.arm(fault, on=on, nth=nth)
     handle = await stage.play(workflow, case, on=f"{case}.once")
-    result = asyncio.create_task(handle.result(PATIENCE))
+    result = asyncio.create_task(handle.result(2 * PATIENCE))
     opened = asyncio.create_task(stage.opened(handle))
     died = asyncio.create_task(until(lambda: executor.bus.dead, patience=2 * PATIENCE))
     await asyncio.wait({opened, died}, return_when=asyncio.FIRST_COMPLETED)
