@@ -290,12 +290,7 @@ class Stack:
         """Wait until a consumer is done with everything that is stored."""
 
         async def done() -> bool:
-            info = await self.bus.consumer(stream, durable)
-            if info["num_pending"] or info["num_ack_pending"]:
-                return False
-            # The server confirms a message a moment before it counts it for its consumers.
-            last = await self.bus.last(stream, info["config"]["filter_subject"])
-            return last is None or last.sequence <= info["delivered"]["stream_seq"]
+            return await self.left(stream, durable) == 0
 
         await until(done, what=f"{durable} done")
 
