@@ -15,13 +15,14 @@ from jetcron import App, Context, NonRetriableError, Retry, RetryAfterError, Run
 from jetcron.client import Client
 from jetcron.clock import SystemClock, from_ms
 from jetcron.dispatch import new_run
-from jetcron.errors import LeaseLost
+from jetcron.errors import LeaseLost, TryAgain
 from jetcron.events import Event
 from jetcron.runs import RunHandle
 from jetcron_protocol.codec import decode, encode
 from jetcron_protocol.ids import manual_run_id
 from jetcron_protocol.messages import DeadLetter, Run
 from jetcron_protocol.messages import Event as WireEvent
+from tests.support.faults import FaultyBus
 from tests.support.nats_server import NatsServer
 from tests.support.stack import PATIENCE, Running, Stack, until
 
@@ -660,3 +661,37 @@ async def test_a_failure_is_announced_once_and_its_handler_s_failure_is_not(
         letters = await h.stack.dead()
         assert {letter.function for letter in letters} == {"failing.fails", "failing.handler"}
         assert all(isinstance(letter, DeadLetter) for letter in letters)
+
+
+async def test_an_executor_outlives_a_server_that_goes_as_it_starts(
+    shared_nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It cannot ask for word of cancelled runs at first, and does so later."""
+    app = App("app")
+    begun = asyncio.Event()
+
+    @app.function(retries=0)
+    async def hang(ctx: Context) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("jetcron.executor.actor._MISSING_PAUSE", 0.05)
+    async with house(shared_nats, app, executors=0) as home:
+        settled, lost = FaultyBus.settled, 0
+
+        async def gone_twice(self: FaultyBus, timeout: float = 5.0) -> None:
+            nonlocal lost
+            if self is not home.stack.bus and lost < 2:
+                lost += 1
+                raise TryAgain(0, 0, "the connection to NATS was lost")
+            await settled(self, timeout)
+
+        monkeypatch.setattr(FaultyBus, "settled", gone_twice)
+        executor = await home.stack.execute(app)
+        await until(lambda: lost == 2, what="two refusals")
+        handle = await home.run("hang")
+        await asyncio.wait_for(begun.wait(), PATIENCE)
+        await handle.cancel()
+        with pytest.raises(RunFailed):
+            await handle.result(PATIENCE)
+        assert not executor.task.done()

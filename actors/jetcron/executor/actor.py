@@ -226,11 +226,19 @@ class Executor:
                 log.debug("cannot look for cancelled runs", reason=str(error))
 
     async def _hear_cancelled(self) -> None:
-        """Stop the code of runs that somebody ended."""
-        async with self._bus.listen(self._bus.names.cancelled(self._app.name)) as heard:
-            while True:
-                _, payload = await heard.get()
-                try:
-                    self._worker.cancel(decode(Cancelled, payload).run)
-                except DecodeError as error:
-                    log.warning("a word of a cancelled run cannot be read", reason=str(error))
+        """Stop the code of runs that somebody ended, from when the server can be asked for word of them."""
+        while True:
+            try:
+                async with self._bus.listen(self._bus.names.cancelled(self._app.name)) as heard:
+                    await self._cancel(heard)
+            except TryAgain as error:
+                log.debug("cannot hear of runs that are cancelled", reason=str(error))
+                await self._clock.sleep(_MISSING_PAUSE)
+
+    async def _cancel(self, heard: "asyncio.Queue[tuple[str, bytes]]") -> None:
+        while True:
+            _, payload = await heard.get()
+            try:
+                self._worker.cancel(decode(Cancelled, payload).run)
+            except DecodeError as error:
+                log.warning("a word of a cancelled run cannot be read", reason=str(error))
