@@ -13,6 +13,7 @@ import structlog
 
 from jetcron import dispatch
 from jetcron.bus import DELETED, MAX_BATCH, OPERATION, TTL, Bus, Delivery, Outgoing, StoredMessage, fenced
+from jetcron.carried import Copy, note_restored
 from jetcron.clock import Clock
 from jetcron.cycle import Entry, first_tick, next_occurrence, successor_armed_from
 from jetcron.errors import TryAgain
@@ -138,6 +139,7 @@ class Registry:
             and _replaces(schedule, held.value, delivery.sequence)
         ]
         ticks = await standing(self._bus, [one.schedule.id for one in replaced])
+        await self._notice_lost(replaced, ticks)
         broken = await without_tick(self._bus, replaced, ticks)
         mended, _ = await planned(self._bus, self._clock, broken)
         await carry_out(self._bus, mended)
@@ -145,6 +147,17 @@ class Registry:
             log.error("a broken cycle was restarted", schedule=one.schedule, cause="replaced")
             del ticks[one.schedule]
         return ticks
+
+    async def _notice_lost(self, replaced: Sequence[Entry], ticks: Mapping[str, Sequence[TickName]]) -> None:
+        """A tick of a later revision than the entry: what it is of was lost when the registry was restored."""
+        later = [
+            tick.revision
+            for one in replaced
+            for tick in ticks[one.schedule.id]
+            if tick.revision > one.revision
+        ]
+        if later:
+            await note_restored(self._bus, max(later), self._clock.now())
 
     async def _put_part(
         self,
@@ -186,7 +199,8 @@ class Registry:
             mine.append(Entry(entry, first + position))
             if previous is not None and previous.state == "active":
                 successors.append(mine[-1])
-        await self._arm(mine, applied)
+        copies = {entry.id: Copy(batch[position].payload, now) for position, entry, _ in written}
+        await self._arm(mine, copies, applied)
         await self._purge_far_off(successors, now, ticks)
 
     def _entry(self, schedule: Schedule, expected: int) -> Outgoing:
@@ -215,13 +229,15 @@ class Registry:
         entry = replace(schedule, armed_from=armed_from, command=delivery.sequence)
         return settled(entry, previous) if schedule.origin == "data" else entry
 
-    async def _arm(self, entries: Sequence[Entry], applied: Applied) -> None:
+    async def _arm(self, entries: Sequence[Entry], copies: Mapping[str, Copy], applied: Applied) -> None:
         groups: list[list[Outgoing]] = []
         for entry in entries:
             applied.revisions[entry.schedule.id] = entry.revision
             tick = first_tick(entry)
             if tick is not None:
                 applied.next[entry.schedule.id] = tick.at
+                if entry.schedule.id in copies:
+                    tick = copies[entry.schedule.id].on(tick)
                 groups.append([dispatch.held_tick(self._names, tick, self._settings.lead_ms)])
         standing = await self._bus.publish_groups(groups)
         if len(standing) < len(groups):

@@ -71,12 +71,18 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tick:
-    """One occurrence of one revision of a schedule is due."""
+    """One occurrence of one revision of a schedule is due.
+
+    `entry` is a copy of that revision's registry entry, as the registry had it at `read_at`. It makes no other tick of
+    it; it spares whoever turns it a read, see docs/protocol.md.
+    """
 
     kind: ClassVar[str] = "tick"
     schedule: Name
     revision: Count
     at: Time
+    entry: bytes | None = field(default=None, compare=False, repr=False)
+    read_at: Time | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -565,6 +571,18 @@ class Sweep:
     cursor: Count = 0
     absent: str = ""
     rotation_at: Time = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restored:
+    """A registry entry: at `at` it was seen that the registry was restored from a backup.
+
+    A tick was found of `revision`, which the registry does not know: no copy of an entry that was read before counts.
+    """
+
+    kind: ClassVar[str] = "restored"
+    at: Time
+    revision: Count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -541,6 +541,11 @@ class Names:
         """Where the last canary that came through is noted."""
         return self._registry("canary")
 
+    @property
+    def restored_key(self) -> str:
+        """Where it is noted that the registry was restored from a backup; absent, as a rule."""
+        return self._registry("restored")
+
     def health_key(self, group: int) -> str:
         return self._registry(f"health.{group:x}")
 

@@ -376,7 +376,7 @@ _ATTEMPT = {
     "traceback",
 }
 _VOLATILE = {
-    "work": {"reply", "ts"},
+    "work": {"reply", "ts", "entry", "read_at"},
     "events": {"ts"},
     "later": {"ts"},
     "journal": {*_ATTEMPT, "to", "ts"},
@@ -389,7 +389,7 @@ async def snapshot(bus: Bus) -> dict[str, list[Any]]:
     """Everything stored but who is alive, comparable between namespaces; with each run's consumer, and what is left.
 
     Times of writing and names of processes are left out, as are attempts a process took with it, and second
-    copies of what its id makes one.
+    copies of what its id makes one, and what a tick carries to spare a read.
     """
     names = bus.names
     state: dict[str, list[Any]] = {}

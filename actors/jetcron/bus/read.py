@@ -47,6 +47,15 @@ class StreamState:
     config: dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a batched direct get brought, and how far the replica had read. `whole`: it left nothing out."""
+
+    messages: list[StoredMessage]
+    up_to: int
+    whole: bool = True
+
+
 class Reader(Link):
     """The reading half of the bus."""
 
@@ -141,6 +150,25 @@ class Reader(Link):
                     names += await self.subjects(stream, filter)
         return names
 
+    async def rare(
+        self, stream: str, subjects: Sequence[str], *, witness: str
+    ) -> tuple[dict[str, StoredMessage], int] | None:
+        """The last messages of plain subjects of which next to none has one; and the stream's last sequence before.
+
+        What has none is known by its name: the server looks at no message, however many the stream holds. Reads as of
+        now or later, or None where that cannot be told. Of several replicas one says how far it has read when it
+        brings a message: that of `witness`, which is asked for, too.
+        """
+        state = await self.stream_state(stream)
+        alone = state.config.get("num_replicas", 1) == 1
+        stand: dict[str, StoredMessage] = {}
+        for some in _requests(subjects, self.max_body // 2, MAX_MULTI - 1):
+            found = await self._batch(stream, {"multi_last": some if alone else [*some, witness]})
+            if not found.whole or not (alone or found.up_to >= state.last_sequence):
+                return None
+            stand |= {message.subject: message for message in found.messages}
+        return stand, state.last_sequence
+
     async def multi_last_all(self, stream: str, subjects: Sequence[str]) -> dict[str, StoredMessage]:
         """`multi_last` of any number of subjects, in as many requests as it takes; deleted keys are in it."""
         found: dict[str, StoredMessage] = {}
@@ -154,7 +182,12 @@ class Reader(Link):
         return {key: entry for key, entry in found.items() if entry.headers.get(OPERATION) not in DELETED}
 
     async def _direct(self, stream: str, query: dict[str, Any]) -> tuple[list[StoredMessage], int]:
-        """A batched direct get (ADR-31): the messages, and the sequence up to which the replica had read."""
+        """A batched direct get: the messages, and the sequence up to which the replica had read."""
+        found = await self._batch(stream, query)
+        return found.messages, found.up_to
+
+    async def _batch(self, stream: str, query: dict[str, Any]) -> Found:
+        """A batched direct get (server ADR-31)."""
         found: list[StoredMessage] = []
         async with self.replies() as (inbox, queue):
             await self.post(f"$JS.API.DIRECT.GET.{stream}", json.dumps(query).encode(), reply=inbox)
@@ -180,11 +213,12 @@ class Reader(Link):
                             )
                         )
                     case "204":
-                        return found, int(
-                            headers.get("Nats-UpTo-Sequence", headers.get("Nats-Last-Sequence", 0))
-                        )
+                        up_to = int(headers.get("Nats-UpTo-Sequence", headers.get("Nats-Last-Sequence", 0)))
+                        return Found(found, up_to, headers.get("Nats-Num-Pending", "0") == "0")
                     case "404":
-                        return found, int(headers.get("Nats-UpTo-Sequence", 0))
+                        # Any other is of a message that could not be read.
+                        whole = headers.get(DESCRIPTION) == "No Results"
+                        return Found(found, int(headers.get("Nats-UpTo-Sequence", 0)), whole)
                     case status:
                         raise TryAgain(
                             int(status or 0), 0, f"{stream}: {headers.get(DESCRIPTION, 'refused')}"

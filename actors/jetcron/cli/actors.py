@@ -10,6 +10,7 @@ import typer
 import jetcron
 from jetcron import logs, loop
 from jetcron.bus import Bus, Change
+from jetcron.carried import void_copies
 from jetcron.cli import output, session
 from jetcron.clock import Clock, SystemClock
 from jetcron.cron_sync import CronSync
@@ -131,7 +132,14 @@ def dev(
     raise typer.Exit(code)
 
 
-def init() -> None:
+def init(
+    restored: Annotated[
+        bool,
+        typer.Option(
+            "--restored", help="The registry was restored from a backup: read every definition anew."
+        ),
+    ] = False,
+) -> None:
     """Create or update streams, buckets and consumers; changes nothing that is as it should be."""
     settings = session.settings()
 
@@ -140,6 +148,8 @@ def init() -> None:
             changes = await bus.apply_topology()
             armed = await arm(bus, settings)
             action = "unchanged" if not armed else "created" if armed == GROUPS else "updated"
+            if restored:
+                await void_copies(bus, 0, bus.clock.now())
             return [*changes, Change("sweeps", f"{GROUPS} groups", action)]
 
     changes = loop.run(apply())
@@ -151,6 +161,8 @@ def init() -> None:
     if any(change.fields for change in changes):
         columns["WHAT"] = lambda change: ", ".join(change.fields)
     output.table(changes, columns, empty="")
+    if restored:
+        output.say("ticks that are held carry copies of definitions; from now on those in the registry count")
 
 
 def sync(

@@ -12,6 +12,7 @@ import structlog
 
 from jetcron import dispatch, ledger
 from jetcron.bus import Bus, Delivery, Outgoing
+from jetcron.carried import note_restored
 from jetcron.clock import Clock
 from jetcron.cron import CronError
 from jetcron.cron_tick.definitions import Definitions, read
@@ -83,7 +84,7 @@ class CronTick:
     async def _turn(self, released: Sequence[Released]) -> None:
         # The time comes first: what is read after it was in force then, should we be frozen in between.
         now = self._clock.now()
-        known = await read(self._bus, [item.tick for item in released])
+        known = await read(self._bus, [item.tick for item in released], now=now)
         gone_on = await self._gone_on([item.tick for item in released], now)
         decided: list[tuple[Released, Decision]] = []
         unready: list[Delivery] = []
@@ -94,6 +95,9 @@ class CronTick:
                 unready += self._unready(item, error)
                 continue
             decided.append((item, decision))
+        for item, decision in decided:
+            if isinstance(decision, Rearm):
+                await note_restored(self._bus, item.tick.revision, now, read_at=item.tick.read_at)
         turned, untold = await self._told(decided, known)
         unready += untold
         groups = [self._messages(item.tick, decision, known, now) for item, decision in turned]
@@ -216,11 +220,11 @@ class CronTick:
             case Nothing():
                 return []
             case Rearm(tick=first):
-                return [dispatch.held_tick(self._names, first, lead)]
+                return [dispatch.held_tick(self._names, known.laden(first), lead)]
             case Turn(runs=runs, next=following):
                 messages = [dispatch.new_run(self._names, run, now=now, lead=lead) for run in runs]
                 if following is not None:
-                    messages.append(dispatch.held_tick(self._names, following, lead))
+                    messages.append(dispatch.held_tick(self._names, known.laden(following), lead))
                 return messages
 
     def _report(self, tick: Tick, decision: Decision) -> None:

@@ -1,13 +1,15 @@
 """What governs the ticks of a batch: definitions in force, replaced ones, and whether their functions are archived.
 
-Only reads, as the leader has it: a few requests for a batch, however many schedules there are. What cannot be read is
-kept with its reason, for another copy may know better.
+Only reads, as the leader has it: a few requests for a batch, however many schedules there are. Most ticks carry a copy
+of their entry: of them it is asked whether they were replaced, and nothing else. What cannot be read is kept with its
+reason, for another copy may know better.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from jetcron.bus import Bus, StoredMessage
+from jetcron.carried import Copy, copy_of, restored, schedule_in
 from jetcron.cycle import Entry
 from jetcron_protocol.codec import DecodeError, decode
 from jetcron_protocol.messages import Function, Past, Schedule, Tick
@@ -22,8 +24,10 @@ class Definitions:
     past: dict[tuple[str, int], Past] = field(default_factory=dict)
     archived: set[tuple[str, int]] = field(default_factory=set)
     unreadable: dict[str | tuple[str, int], DecodeError] = field(default_factory=dict)
+    copies: dict[str, Copy] = field(default_factory=dict)
+    """Of the entries in `current`, for the ticks that follow."""
 
-    def add(self, schedule: str, stored: StoredMessage | None) -> None:
+    def add(self, schedule: str, stored: StoredMessage | None, read_at: int) -> None:
         """Take in a schedule's entry; one that cannot be read is noted."""
         if stored is None or schedule in self.current:
             return
@@ -31,6 +35,8 @@ class Definitions:
             self.current[schedule] = Entry(decode(Schedule, stored.payload), stored.sequence)
         except DecodeError as error:
             self.unreadable[schedule] = error
+        else:
+            self.copies[schedule] = Copy(stored.payload, read_at)
 
     def add_past(self, tick: Tick, stored: StoredMessage) -> None:
         """Take in the revision this tick is of, which was replaced."""
@@ -47,6 +53,13 @@ class Definitions:
         except DecodeError as error:
             self.unreadable[schedule, revision] = error
 
+    def laden(self, tick: Tick) -> Tick:
+        """A tick that follows, with a copy of its entry if it is of the revision in force."""
+        copy = self.copies.get(tick.schedule)
+        return (
+            tick if copy is None or self.current[tick.schedule].revision != tick.revision else copy.on(tick)
+        )
+
     def function(self, tick: Tick) -> str:
         """The function a tick's own revision runs."""
         past = self.past.get((tick.schedule, tick.revision))
@@ -57,17 +70,11 @@ class Definitions:
         return split_function(self.function(tick))[0]
 
 
-async def read(bus: Bus, ticks: Sequence[Tick]) -> Definitions:
-    """The registry's entries of these ticks, and the replaced revisions among them, as the leader has them."""
+async def read(bus: Bus, ticks: Sequence[Tick], *, now: int) -> Definitions:
+    """What the registry says of these ticks as of `now` (epoch ms) or later, as its leader has it."""
     known = Definitions()
-    keys = {bus.names.schedule_key(tick.schedule): tick.schedule for tick in ticks}
-    found = await bus.entries(list(keys))
-    for tick in ticks:
-        key = bus.names.schedule_key(tick.schedule)
-        stored = found.get(key)
-        if stored is not None and stored.sequence < tick.revision:
-            stored = await bus.entry(key)  # older than the tick: the leader has the last word
-        known.add(tick.schedule, stored)
+    await _carried(bus, known, ticks, now)
+    await _looked_up(bus, known, [tick for tick in ticks if tick.schedule not in known.current], now)
     replaced = {
         bus.names.past_key(tick.schedule, tick.revision): tick
         for tick in ticks
@@ -77,6 +84,47 @@ async def read(bus: Bus, ticks: Sequence[Tick]) -> Definitions:
         known.add_past(replaced[key], stored)
     await _functions(bus, known)
     return known
+
+
+async def _carried(bus: Bus, known: Definitions, ticks: Sequence[Tick], now: int) -> None:
+    """Believe the copies of revisions that were not replaced."""
+    copies = {tick: copy for tick in ticks if (copy := copy_of(tick, now)) is not None}
+    if not copies:
+        return
+    names = bus.names
+    pasts = {names.past_key(tick.schedule, tick.revision): tick for tick in copies}
+    found = await bus.rare(
+        names.registry, [*pasts, names.restored_key], witness=names.schedule_key(ticks[0].schedule)
+    )
+    if found is None:
+        return
+    stand, last_sequence = found
+    void = restored(stand.get(names.restored_key)).at
+    doubtful = set()
+    for tick, copy in copies.items():
+        replaced = names.past_key(tick.schedule, tick.revision) in stand
+        if replaced or tick.revision > last_sequence or copy.read_at <= void:
+            continue
+        schedule = schedule_in(copy, tick)
+        if schedule is not None:
+            entry = known.current.setdefault(tick.schedule, Entry(schedule, tick.revision))
+            known.copies[tick.schedule] = copy
+            if entry.revision != tick.revision:
+                doubtful.add(tick.schedule)
+    for id in doubtful:
+        del known.current[id], known.copies[id]
+
+
+async def _looked_up(bus: Bus, known: Definitions, ticks: Sequence[Tick], now: int) -> None:
+    """Read the entries of these ticks."""
+    keys = {bus.names.schedule_key(tick.schedule): tick.schedule for tick in ticks}
+    found = await bus.entries(list(keys))
+    for tick in ticks:
+        key = bus.names.schedule_key(tick.schedule)
+        stored = found.get(key)
+        if stored is not None and stored.sequence < tick.revision:
+            stored = await bus.entry(key)  # older than the tick: the leader has the last word
+        known.add(tick.schedule, stored, now)
 
 
 async def _functions(bus: Bus, known: Definitions) -> None:

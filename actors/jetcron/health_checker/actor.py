@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import structlog
 
 from jetcron.bus import SCHEDULE, SCHEDULE_TARGET, SCHEDULE_TTL, Bus, Delivery, Outgoing
+from jetcron.carried import note_restored
 from jetcron.clock import Clock
 from jetcron.dead_letters import bury
 from jetcron.health_checker.archived import ArchivedRuns
@@ -105,6 +106,8 @@ class HealthChecker:
         """Everything a sweep looks at; where the next one goes on with what is read in parts."""
         await self._chains.sweep(group, note, findings)
         names = self._names
+        if findings.newest > (await self._bus.stream_state(names.registry)).last_sequence:
+            await note_restored(self._bus, findings.newest, self._clock.now())
         if group == RUNS_GROUP:
             await self._archived.cancel(findings)
             return await self._overdue.messages(names.work, names.run_later_all, note.cursor, findings)

@@ -56,6 +56,10 @@ class Shard:
         """The ticks of a schedule that are of replaced revisions."""
         return [tick for tick in self.ticks[token] if f"{token}.{tick[1]}" in self.replaced]
 
+    def newest(self) -> int:
+        """The greatest revision among the ticks."""
+        return max((revision for ticks in self.ticks.values() for _, revision, _ in ticks), default=0)
+
     def absent(self) -> set[str]:
         return self.registered - self.ticks.keys()
 
@@ -108,6 +112,7 @@ class Chains:
         for name in shards_of(group):
             shard = await self._look(name)
             findings.schedules += len(shard.registered)
+            findings.newest = max(findings.newest, shard.newest())
             await self._time(shard, findings)
             absent += [f"{name}.{token}" for token in sorted(shard.absent())]
             found = Suspects(stale=shard.stale(self._far()), orphans=shard.orphans())

@@ -8,7 +8,8 @@ class Findings:
     """What one sweep saw and mended, by cause. `whole`: nothing was left that it could not read or mend.
 
     `seen_at` is when it began to look, `message` the sequence of the sweep message it came by, 0 for none.
-    `absent` and `rotation_at` are what it leaves the next one, as in `Sweep`.
+    `newest` is the greatest revision of a tick. `absent` and `rotation_at` are what it leaves the next one, as in
+    `Sweep`.
     """
 
     seen_at: int = 0
@@ -16,6 +17,7 @@ class Findings:
     healthy_at: int = 0
     whole: bool = True
     schedules: int = 0
+    newest: int = 0
     absent: str = ""
     rotation_at: int = 0
     repaired: dict[str, int] = field(default_factory=dict)
