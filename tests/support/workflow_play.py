@@ -118,7 +118,7 @@ class Play:
         return manual_run_id(FLOW, root)
 
     async def start(self, flow: Node) -> None:
-        """Start a workflow; returns when the server has it, however often it was away."""
+        """Start a workflow; returns when the server has it, however often it was away, also if cancelled meanwhile."""
         root = f"{self._name}-{len(self.flows)}"
         self.flows[root] = flow
         self._open[root] = self.run_of(root)
@@ -126,7 +126,11 @@ class Play:
         data = {"root": root, "flow": flow}
         run = Run(run=self.run_of(root), function=FLOW, trigger="manual", fire_at=now, payload=data)
         message = new_run(self._bus.names, run, now=now, lead=self._bus.settings.lead_ms)
-        await self._bus.store(message)
+        storing = asyncio.create_task(self._bus.store(message))
+        try:
+            await asyncio.shield(storing)
+        finally:
+            await storing
 
     # What workflows wait for.
 
