@@ -92,9 +92,11 @@ async def _carried(bus: Bus, known: Definitions, ticks: Sequence[Tick], now: int
     if not copies:
         return
     names = bus.names
-    pasts = {names.past_key(tick.schedule, tick.revision): tick for tick in copies}
+    pasts = {tick: names.past_key(tick.schedule, tick.revision) for tick in copies}
     found = await bus.rare(
-        names.registry, [*pasts, names.restored_key], witness=names.schedule_key(ticks[0].schedule)
+        names.registry,
+        [*dict.fromkeys(pasts.values()), names.restored_key],
+        witness=names.schedule_key(ticks[0].schedule),
     )
     if found is None:
         return
@@ -102,8 +104,7 @@ async def _carried(bus: Bus, known: Definitions, ticks: Sequence[Tick], now: int
     void = restored(stand.get(names.restored_key)).at
     doubtful = set()
     for tick, copy in copies.items():
-        replaced = names.past_key(tick.schedule, tick.revision) in stand
-        if replaced or tick.revision > last_sequence or copy.read_at <= void:
+        if pasts[tick] in stand or tick.revision > last_sequence or copy.read_at <= void:
             continue
         schedule = schedule_in(copy, tick)
         if schedule is not None:
