@@ -9,13 +9,18 @@ from dataclasses import replace
 from jetcron.bus import SCHEDULE_NEXT, SCHEDULER, TTL, Delivery, Outgoing, fenced, hold, with_id
 from jetcron_protocol.codec import EVENT_HEADER, encode
 from jetcron_protocol.ids import digest, gap_token, overlap_token, ulid
-from jetcron_protocol.messages import DeadLetter, Event, Gap, Run, SyncCommand, Tick
+from jetcron_protocol.messages import DeadLetter, Event, Gap, Past, Run, SyncCommand, Tick
 from jetcron_protocol.subjects import Names
+from jetcron_protocol.topology import DAY
 
 MAX_BODY = 64 * 1024
 """How much a dead letter carries of a body nobody can read, in bytes."""
 MAX_HEADERS = 16 * 1024
 """How much of its headers, in bytes."""
+PAST_KEPT = 30 * DAY
+"""How long a replaced revision is kept, and the key of a deleted schedule, in seconds."""
+INTENT_KEPT = 5
+"""How long the word counts that a revision is about to be replaced, in seconds: its ticks wait as long, at most."""
 SYSTEM_EVENTS = "jetcron."
 """Events whose names begin so are Jetcron's own; a run started by one emits none."""
 SCHEDULES = "schedules"
@@ -92,6 +97,13 @@ def held_event(names: Names, event_: Event, lead: int, *, named: bool) -> Outgoi
         encode(event_),
         {EVENT_HEADER: "1"} if named else None,
     )
+
+
+def past(names: Names, revision: int, past_: Past, expected: int) -> Outgoing:
+    """What is said of a revision, in place of what was said under `expected`: that it is, or was, replaced."""
+    ttl = INTENT_KEPT if past_.end is None else PAST_KEPT
+    key = names.past_key(past_.schedule.id, revision)
+    return Outgoing(key, encode(past_), {TTL: f"{ttl}s", **fenced(expected)})
 
 
 def command(names: Names, command_: SyncCommand) -> Outgoing:

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 import structlog
 
-from jetcron import dispatch
+from jetcron import dispatch, intents
 from jetcron.bus import DELETED, MAX_BATCH, OPERATION, TTL, Bus, Delivery, Outgoing, StoredMessage, fenced
 from jetcron.carried import Copy, note_restored
 from jetcron.clock import Clock
@@ -21,13 +21,10 @@ from jetcron.many import each
 from jetcron.mending import carry_out, planned, standing, without_tick
 from jetcron.revisions import same, settled
 from jetcron.settings import Settings
-from jetcron_protocol import topology
 from jetcron_protocol.codec import decode, encode
 from jetcron_protocol.messages import AppEntry, Function, Past, Schedule
 from jetcron_protocol.subjects import InvalidName, TickName
 
-PAST_KEPT = 30 * topology.DAY
-"""How long a replaced revision is kept, and the key of a deleted schedule, in seconds."""
 FAR_OFF_MS = 60_000
 """A held tick of an older revision is purged when it is further away; a nearer one settles itself."""
 
@@ -119,25 +116,17 @@ class Registry:
         for start in range(0, len(wanted), half):
             part = wanted[start : start + half]
             found = held if held is not None else await self.schedules([one.id for one in part])
-            ticks = {} if over else await self._mend(part, found, delivery)
-            await self._put_part(part, found, delivery, applied, ticks)
+            replaced = [] if over else _replaced(part, found, delivery.sequence)
+            ticks = await self._mend(replaced)
+            said = await intents.announce(self._bus, replaced)
+            await self._put_part(part, found, delivery, applied, ticks, said)
 
-    async def _mend(
-        self, wanted: Sequence[Schedule], found: Mapping[str, Held[Schedule]], delivery: Delivery
-    ) -> dict[str, list[TickName]]:
+    async def _mend(self, replaced: Sequence[Entry]) -> dict[str, list[TickName]]:
         """Restart the broken chains of what is to be replaced: once it is, nobody would see that they broke.
 
-        Before the write, so that a command that comes again finds them whole; and before its time is taken, for this
-        may last. A chain that is restarted walks on to the end of its revision, as any does. Returns the ticks that
-        stand of each of the others.
+        Before the write, so that a command that comes again finds them whole. A chain that is restarted walks on to
+        the end of its revision, as any does. Returns the ticks that stand of each of the others.
         """
-        replaced = [
-            Entry(held.value, held.sequence)
-            for schedule in wanted
-            if (held := found[schedule.id]).value is not None
-            and held.value.state == "active"
-            and _replaces(schedule, held.value, delivery.sequence)
-        ]
         ticks = await standing(self._bus, [one.schedule.id for one in replaced])
         await self._notice_lost(replaced, ticks)
         broken = await without_tick(self._bus, replaced, ticks)
@@ -166,12 +155,14 @@ class Registry:
         delivery: Delivery,
         applied: Applied,
         ticks: Mapping[str, Sequence[TickName]],
+        said: Mapping[str, int],
     ) -> None:
         batch: list[Outgoing] = []
         written: list[tuple[int, Schedule, Schedule | None]] = []
         mine: list[Entry] = []
         successors: list[Entry] = []
-        # The server's time, as near as we know it: from it every actor's clock is measured.
+        # After the intents were stored: what is turned before them is due by now, and a lead. It is the server's time,
+        # as near as we know it: from it every actor's clock is measured.
         now = round(self._clock.now() - self._bus.clock_offset_ms)
         for schedule in wanted:
             held = found[schedule.id]
@@ -189,9 +180,8 @@ class Registry:
                 continue
             entry = self._successor(schedule, previous, delivery, now)
             if previous is not None:
-                past = encode(Past(schedule=previous, end=entry.armed_from))
-                past_key = self._names.past_key(schedule.id, held.sequence)
-                batch.append(Outgoing(past_key, past, {TTL: f"{PAST_KEPT}s"}))
+                past = Past(schedule=previous, end=entry.armed_from)
+                batch.append(dispatch.past(self._names, held.sequence, past, said.get(schedule.id, 0)))
             written.append((len(batch), entry, previous))
             batch.append(self._entry(entry, held.sequence))
         first = await self._bus.publish_atomic(batch) - len(batch) + 1
@@ -206,7 +196,7 @@ class Registry:
     def _entry(self, schedule: Schedule, expected: int) -> Outgoing:
         headers = fenced(expected)
         if schedule.state == "deleted":
-            headers[TTL] = f"{PAST_KEPT}s"
+            headers[TTL] = f"{dispatch.PAST_KEPT}s"
         return Outgoing(self._names.schedule_key(schedule.id), encode(schedule), headers)
 
     def _stands(self, entry: Entry, now: int, applied: Applied) -> None:
@@ -246,20 +236,23 @@ class Registry:
     async def _purge_far_off(
         self, entries: Sequence[Entry], now: int, before: Mapping[str, Sequence[TickName]]
     ) -> None:
-        """Ticks of older revisions: left to stand, they would hide that the chain of this one is broken.
+        """Ticks of older revisions that these govern: left to stand, they would hide that a chain of these is broken.
 
         `before` are those that stood before these entries did. Where they are all far off they stand as they were;
         where one is near, it may have been turned, and the next one is looked for.
         """
-        far = now + FAR_OFF_MS
-        revisions = {entry.schedule.id: entry.revision for entry in entries}
-        known = {id for id in revisions if (ticks := before.get(id)) and all(tick.at > far for tick in ticks)}
+        successors = {entry.schedule.id: entry for entry in entries}
+        far = {id: max(now + FAR_OFF_MS, one.schedule.armed_from) for id, one in successors.items()}
+        known = {
+            id for id in successors if (ticks := before.get(id)) and all(tick.at > far[id] for tick in ticks)
+        }
         ticks = [tick for id in known for tick in before[id]]
-        for found in (await standing(self._bus, [id for id in revisions if id not in known])).values():
+        for found in (await standing(self._bus, [id for id in successors if id not in known])).values():
             ticks += found
 
         async def purge(tick: TickName) -> None:
-            if tick.state == "held" and tick.revision < revisions[tick.schedule] and tick.at > far:
+            replaced = tick.revision < successors[tick.schedule].revision
+            if tick.state == "held" and replaced and tick.at > far[tick.schedule]:
                 subject = self._names.tick_held(tick.schedule, tick.revision, tick.at)
                 await self._bus.purge(self._names.work, subject)
 
@@ -278,6 +271,17 @@ def _differs(function: Function, found: Function | None) -> bool:
     if found is None:
         return True
     return found.command <= function.command and replace(function, command=0) != replace(found, command=0)
+
+
+def _replaced(wanted: Sequence[Schedule], found: Mapping[str, Held[Schedule]], command: int) -> list[Entry]:
+    """The active revisions that are to be replaced."""
+    return [
+        Entry(held.value, held.sequence)
+        for schedule in wanted
+        if (held := found[schedule.id]).value is not None
+        and held.value.state == "active"
+        and _replaces(schedule, held.value, command)
+    ]
 
 
 def _replaces(schedule: Schedule, previous: Schedule | None, command: int) -> bool:

@@ -165,11 +165,14 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Past:
-    """A replaced schedule entry: in force up to and including `end`."""
+    """A replaced schedule entry: in force up to and including `end`.
+
+    Without an end it is an intent: the entry is about to be replaced, and nobody knows yet until when it governs.
+    """
 
     kind: ClassVar[str] = "past"
     schedule: Schedule
-    end: Time
+    end: Time | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

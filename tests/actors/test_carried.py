@@ -114,7 +114,7 @@ async def test_a_tick_without_a_copy_leaves_one_to_the_next(stack: Stack, read: 
     assert following.entry == entry
     assert following.read_at is not None
     assert before <= following.read_at <= stack.clock.now()
-    assert read == [stack.names.schedule_key(ID)]
+    assert read == [stack.names.schedule_key(ID), stack.names.past_key(ID, revision)]
 
 
 async def test_the_first_tick_carries_what_cron_sync_wrote(stack: Stack) -> None:
@@ -244,7 +244,7 @@ async def test_whoever_restored_the_registry_says_so(
     assert (said.exit_code, "those in the registry count" in said.stderr) == (0, True)
     await turn(stack)
     assert await payloads(stack) == ["stored"]
-    assert read == [stack.names.schedule_key(ID)]
+    assert read == [stack.names.schedule_key(ID), stack.names.past_key(ID, revision)]
 
 
 async def test_a_pause_shows_that_the_registry_was_restored(stack: Stack) -> None:

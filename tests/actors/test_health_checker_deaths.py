@@ -99,7 +99,7 @@ async def test_a_fault_while_what_is_once_is_mended_changes_nothing(shared_nats:
     scenario = Scenario(prepare, act, durable="health_checker")
     async for where, whole, disturbed in every_fault(shared_nats, scenario):
         assert disturbed.state == whole.state, where
-        for part in (f".{belated}.1.1", ".sync.", ".gap-"):
+        for part in (f".{belated}.in force.1", ".sync.", ".gap-"):
             assert part in str(whole.state), part
 
 

@@ -59,7 +59,14 @@ class Wait:
     after: bool = False
 
 
-Fault = Die | LoseAnswer | Refuse | Wait
+@dataclass(frozen=True, slots=True)
+class Stall:
+    """The write waits for a while, drawn each time it comes to that, as in a process that is not given the CPU."""
+
+    seconds: Callable[[], float]
+
+
+Fault = Die | LoseAnswer | Refuse | Wait | Stall
 
 
 @dataclass(slots=True)
@@ -140,6 +147,10 @@ class FaultyBus(Bus):
                 raise TryAgain(408, 0, "the answer was lost by the test")
             case Refuse(error=error):
                 raise error
+            case Stall(seconds=seconds):
+                await asyncio.sleep(seconds())
+                self._alive()
+                return await write()
             case Wait(reached=reached, go=go, after=after):
                 answer = await write() if after else None
                 reached.set()

@@ -8,7 +8,7 @@ what is waited for is listened to, or asked for until it is so.
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -389,22 +389,30 @@ async def snapshot(bus: Bus) -> dict[str, list[Any]]:
     """Everything stored but who is alive, comparable between namespaces; with each run's consumer, and what is left.
 
     Times of writing and names of processes are left out, as are attempts a process took with it, and second
-    copies of what its id makes one, and what a tick carries to spare a read.
+    copies of what its id makes one, and what a tick carries to spare a read. The number of a revision in force is
+    left out too: it depends on how often it was announced.
     """
     names = bus.names
     state: dict[str, list[Any]] = {}
+    in_force = await _revisions(bus)
     for part in ("work", "events", "later", "journal", "dead", "registry"):
         found = []
         async for page in bus.pages(getattr(names, part), ">"):
             for message in page:
+                subject = message.subject
                 body = _plain(message.payload, names.namespace, _VOLATILE[part])
+                if ".tick." in subject and _is_in_force(body, in_force):
+                    subject = subject.replace(f".{body['revision']}.", ".in force.")
+                    body["revision"] = "in force"
+                if ".past." in subject and isinstance(body, dict):
+                    body["intent"] = "end" not in unpack(message.payload)
                 if part == "work" and isinstance(body, dict) and _fires_when_written(body):
                     body.pop("fire_at")
                 claimed = isinstance(body, dict) and body.get("entry") == "claimed"
                 if claimed:
                     body.pop("about", None)
-                one = [_without(message.subject, names.namespace, set()), body]
-                once = claimed or any(mark in message.subject for mark in _ONE_HOWEVER_OFTEN)
+                one = [_without(subject, names.namespace, set()), body]
+                once = claimed or any(mark in subject for mark in _ONE_HOWEVER_OFTEN)
                 if one not in found or not once:
                     found.append(one)
         state[part] = sorted(found, key=repr)
@@ -419,6 +427,23 @@ async def snapshot(bus: Bus) -> dict[str, list[Any]]:
         for consumer in listing["consumers"]
     )
     return state
+
+
+async def _revisions(bus: Bus) -> dict[str, int]:
+    """The revision of each schedule."""
+    keys = await bus.subjects(bus.names.registry, bus.names.schedules)
+    return {
+        bus.names.parse_schedule_key(key): stored.sequence
+        for key, stored in (await bus.entries(keys)).items()
+    }
+
+
+def _is_in_force(tick: Any, revisions: Mapping[str, int]) -> bool:
+    match tick:
+        case {"schedule": id, "revision": revision}:
+            return revisions.get(id) == revision
+        case _:
+            return False
 
 
 def _fires_when_written(run: dict[str, Any]) -> bool:

@@ -16,7 +16,7 @@ from jetcron.carried import note_restored
 from jetcron.clock import Clock
 from jetcron.cron import CronError
 from jetcron.cron_tick.definitions import Definitions, read
-from jetcron.cycle import Decision, Nothing, Rearm, Turn, decide_turn, is_late
+from jetcron.cycle import Decision, Nothing, Rearm, Turn, Undecided, decide_turn, is_late
 from jetcron.dead_letters import bury
 from jetcron.many import each
 from jetcron.process import Process
@@ -34,6 +34,8 @@ ENDED = 50
 """Schedules that one command says have ended, whose runs are stored with it."""
 UNREADY_SECONDS = 30.0
 """A tick whose schedule cannot be read here is handed back for so long."""
+UNDECIDED_SECONDS = 0.1
+"""A tick whose revision is being replaced is handed back for so long: as a rule cron-sync needs less."""
 WORKERS = 2
 """Batches in hand at one time: one is read and decided while another is being stored."""
 
@@ -88,13 +90,17 @@ class CronTick:
         gone_on = await self._gone_on([item.tick for item in released], now)
         decided: list[tuple[Released, Decision]] = []
         unready: list[Delivery] = []
+        undecided: list[Delivery] = []
         for item in released:
             try:
                 decision = self._decide(item.tick, known, now, later_stands=item.tick in gone_on)
             except (DecodeError, CronError) as error:
                 unready += self._unready(item, error)
                 continue
-            decided.append((item, decision))
+            if isinstance(decision, Undecided):
+                undecided += item.deliveries
+            else:
+                decided.append((item, decision))
         for item, decision in decided:
             if isinstance(decision, Rearm):
                 await note_restored(self._bus, item.tick.revision, now, read_at=item.tick.read_at)
@@ -116,6 +122,7 @@ class CronTick:
         ]
         await self._process.hand_back(left)
         await self._process.hand_back(unready, seconds=UNREADY_SECONDS)
+        await self._process.hand_back(undecided, seconds=UNDECIDED_SECONDS)
 
     def _unready(self, item: Released, error: Exception) -> list[Delivery]:
         """A newer program wrote it, or this host lacks its zone: another copy may know better, and nothing is lost."""
@@ -172,7 +179,9 @@ class CronTick:
         standing = await self._bus.publish_groups(merged)
         return {index for number in standing for index in together[number]}
 
-    def _decide(self, tick: Tick, known: Definitions, now: int, *, later_stands: bool) -> Decision:
+    def _decide(
+        self, tick: Tick, known: Definitions, now: int, *, later_stands: bool
+    ) -> Decision | Undecided:
         problem = known.unreadable.get(tick.schedule) or known.unreadable.get((tick.schedule, tick.revision))
         if problem is not None:
             raise problem

@@ -18,7 +18,10 @@ from jetcron_protocol.subjects import split_function
 
 @dataclass(frozen=True, slots=True)
 class Definitions:
-    """What the registry says of a batch's schedules; of replaced ones, also whether their function is archived."""
+    """What the registry says of a batch's schedules; of replaced ones, also whether their function is archived.
+
+    `past` has revisions that were replaced, and those that are about to be.
+    """
 
     current: dict[str, Entry] = field(default_factory=dict)
     past: dict[tuple[str, int], Past] = field(default_factory=dict)
@@ -39,7 +42,7 @@ class Definitions:
             self.copies[schedule] = Copy(stored.payload, read_at)
 
     def add_past(self, tick: Tick, stored: StoredMessage) -> None:
-        """Take in the revision this tick is of, which was replaced."""
+        """Take in what is said of the revision this tick is of: that it was replaced, or is about to be."""
         try:
             self.past[tick.schedule, tick.revision] = decode(Past, stored.payload)
         except DecodeError as error:
@@ -74,14 +77,18 @@ async def read(bus: Bus, ticks: Sequence[Tick], *, now: int) -> Definitions:
     """What the registry says of these ticks as of `now` (epoch ms) or later, as its leader has it."""
     known = Definitions()
     await _carried(bus, known, ticks, now)
+    in_force = {(id, entry.revision) for id, entry in known.current.items()}
     await _looked_up(bus, known, [tick for tick in ticks if tick.schedule not in known.current], now)
-    replaced = {
+    # After their entries, which may be replaced meanwhile.
+    doubtful = {
         bus.names.past_key(tick.schedule, tick.revision): tick
         for tick in ticks
-        if tick.schedule in known.current and known.current[tick.schedule].revision > tick.revision
+        if tick.schedule in known.current
+        and known.current[tick.schedule].revision >= tick.revision
+        and (tick.schedule, tick.revision) not in in_force
     }
-    for key, stored in (await bus.entries(list(replaced))).items():
-        known.add_past(replaced[key], stored)
+    for key, stored in (await bus.entries(list(doubtful))).items():
+        known.add_past(doubtful[key], stored)
     await _functions(bus, known)
     return known
 

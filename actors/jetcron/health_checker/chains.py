@@ -276,11 +276,11 @@ class Chains:
         for key, stored in (await self._bus.entries(list(ticks))).items():
             id, revision, at = ticks[key]
             try:
-                leads_nowhere = at > decode(Past, stored.payload).end
+                end = decode(Past, stored.payload).end
             except DecodeError as error:
                 log.error("a replaced revision cannot be read", key=key, reason=str(error))
                 continue
             subject = self._names.tick_held(id, revision, at)
-            if leads_nowhere and await self._bus.purge(self._names.work, subject):
+            if end is not None and at > end and await self._bus.purge(self._names.work, subject):
                 findings.count("leftover")
                 log.warning("a tick of a replaced revision was removed", schedule=id, revision=revision)

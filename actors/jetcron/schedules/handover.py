@@ -32,6 +32,8 @@ TAKEN = "HandedOver"
 """The type of the error in the journal of an occurrence that the other scheduler took."""
 _WAIT = 120.0
 _STORE_SECONDS = 30.0
+_UNDECIDED_SECONDS = 0.05
+"""How often it is looked whether a revision has been replaced that is about to be; no longer than an intent counts."""
 _FOREVER = 1 << 62
 _MOST = 1_000
 
@@ -190,13 +192,19 @@ async def _nearest(bus: Bus, id: str, at: int, within: int) -> tuple[_Reign, int
 
 
 async def _reigns(bus: Bus, id: str) -> list[_Reign]:
-    """What was in force when. The entry is read first: what replaces it meanwhile does not govern what is past."""
-    _, current = await entry(bus, id)
-    keys = await bus.subjects(bus.names.registry, bus.names.pasts_of(id))
-    stored = await bus.entries(keys)
-    # Of two that end together the later one never was in force.
-    pasts = {int(key.rsplit(".", 1)[1]): decode(Past, message.payload) for key, message in stored.items()}
-    return list(_in_turn(current, [pasts[number] for number in sorted(pasts)]))
+    """What was in force when.
+
+    The entry is read first: if nothing says then that it is replaced, or is about to be, it governs what is due by now.
+    """
+    while True:
+        stored, current = await entry(bus, id)
+        keys = await bus.subjects(bus.names.registry, bus.names.pasts_of(id))
+        found = await bus.entries(keys)
+        pasts = {int(key.rsplit(".", 1)[1]): decode(Past, message.payload) for key, message in found.items()}
+        if stored.sequence not in pasts:
+            # Of two that end together the later one never was in force.
+            return list(_in_turn(current, [pasts[number] for number in sorted(pasts)]))
+        await bus.clock.sleep(_UNDECIDED_SECONDS)
 
 
 def _in_turn(current: Schedule, pasts: Sequence[Past]) -> Iterator[_Reign]:
@@ -204,7 +212,7 @@ def _in_turn(current: Schedule, pasts: Sequence[Past]) -> Iterator[_Reign]:
     start = min(first.armed_from, current.armed_from)
     yield _Reign(first, -_FOREVER, start, known=False)
     for past in pasts:
-        if past.end <= current.armed_from:
+        if past.end is not None and past.end <= current.armed_from:
             yield _Reign(past.schedule, start, past.end)
             start = max(start, past.end)
     yield _Reign(current, max(start, current.armed_from), _FOREVER)

@@ -168,7 +168,8 @@ async def _revisions(
         for key, number in keys.items():
             if key in stored:
                 past = decode(Past, stored[key].payload)
-                yield past.schedule, number, past.end
+                if past.end is not None:
+                    yield past.schedule, number, past.end
 
 
 async def _runs(bus: Bus, found: Sequence[_Occurrence]) -> list[Outcome]:

@@ -1,0 +1,243 @@
+"""The word that a revision is about to be replaced: what waits for it, what outlives it, and who is refused."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from jetcron import Client, dispatch
+from jetcron.bus import Delivery
+from jetcron.clock import from_ms
+from jetcron_protocol.codec import decode, encode
+from jetcron_protocol.messages import Function, Past, Run, Schedule, SyncCommand, Tick
+from tests.support.command_line import acall
+from tests.support.faults import Die, FaultyBus, Killed, Wait
+from tests.support.nats_server import NatsServer
+from tests.support.stack import FAST, Stack, take, until
+
+HOUR = 3_600_000
+ID = "tenant 1"
+ENTRY = "_REGISTRY.schedule."
+"""Where the successor is written."""
+INTENT = "_REGISTRY.past."
+"""Where the intent is: what is stored with a successor has the successor's name."""
+
+
+@pytest_asyncio.fixture
+async def stack(shared_nats: NatsServer) -> AsyncIterator[Stack]:
+    async with Stack(shared_nats) as stack:
+        await stack.bus.publish(stack.names.function_key("app.f"), encode(Function(id="app.f")))
+        made = {"id": ID, "function": "app.f", "every": HOUR, "payload": "old"}
+        await apply(stack, await ordered(stack, "create", schedules=[made]))
+        await stack.bus.purge(stack.names.work, stack.names.ticks_of(ID))
+        yield stack
+
+
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An intent is forgotten after a second."""
+    monkeypatch.setattr(dispatch, "INTENT_KEPT", 1)
+
+
+async def ordered(stack: Stack, what: str, **more: Any) -> Delivery:
+    """An order for cron-sync, delivered."""
+    command = SyncCommand(id=what, command=f"schedules.{what}", app="schedules", **more)  # type: ignore[arg-type]
+    await stack.bus.publish(stack.names.sync("schedules"), encode(command))
+    (delivery,) = await take(stack.bus, stack.names.work, stack.names.cron_sync)
+    return delivery
+
+
+async def apply(stack: Stack, delivery: Delivery, bus: FaultyBus | None = None) -> None:
+    await stack.make("cron-sync", bus or stack.bus).handle([delivery])
+
+
+def update(stack: Stack) -> Any:
+    return ordered(stack, "update", schedules=[{"id": ID, "payload": "new"}])
+
+
+@contextlib.asynccontextmanager
+async def held_up(
+    stack: Stack, delivery: Delivery, on: str = ENTRY
+) -> AsyncIterator[tuple[asyncio.Event, "asyncio.Task[None]"]]:
+    """A copy of cron-sync that has come to its write `on`, and what lets it go on."""
+    async with FaultyBus(stack.settings) as bus:
+        reached, go = asyncio.Event(), asyncio.Event()
+        bus.arm(Wait(reached, go), on=on)
+        task = asyncio.create_task(apply(stack, delivery, bus))
+        async with asyncio.timeout(10):
+            await reached.wait()
+        yield go, task
+        go.set()
+        await task
+
+
+async def current(stack: Stack) -> tuple[Schedule, int]:
+    entry = await stack.bus.entry(stack.names.schedule_key(ID))
+    assert entry is not None
+    return decode(Schedule, entry.payload), entry.sequence
+
+
+async def past(stack: Stack, revision: int) -> Past | None:
+    entry = await stack.bus.entry(stack.names.past_key(ID, revision))
+    return None if entry is None else decode(Past, entry.payload)
+
+
+async def due(stack: Stack, at: int, *, copy: bool) -> Tick:
+    """A released tick of the revision in force."""
+    schedule, revision = await current(stack)
+    carried = {"entry": encode(schedule), "read_at": stack.clock.now()} if copy else {}
+    tick = Tick(schedule=ID, revision=revision, at=at, **carried)  # type: ignore[arg-type]
+    await stack.bus.publish(stack.names.tick_due(ID, revision, at), encode(tick))
+    return tick
+
+
+async def turn(stack: Stack) -> None:
+    await stack.make("cron-tick", stack.bus).handle(
+        await take(stack.bus, stack.names.work, stack.names.cron_tick)
+    )
+
+
+def every_run(stack: Stack) -> str:
+    return f"{stack.names.namespace}.run.>"
+
+
+async def payloads(stack: Stack) -> list[Any]:
+    """Of the runs that are ready, or held until their time."""
+    stored = await stack.stored(stack.names.work, every_run(stack))
+    return [decode(Run, message.payload).payload for message in stored]
+
+
+def next_hour(stack: Stack) -> int:
+    return stack.clock.now() // HOUR * HOUR + HOUR
+
+
+@pytest.mark.parametrize("copy", [True, False], ids=["a tick with a copy", "a tick without"])
+async def test_a_tick_waits_until_it_is_said_who_governs(stack: Stack, copy: bool) -> None:
+    """One in an hour is the successor's; one a moment ago is of the revision in force then."""
+    _, old = await current(stack)
+    for at, what in ((stack.clock.now() // HOUR * HOUR, ["old"]), (next_hour(stack), [])):
+        await due(stack, at, copy=copy)
+        async with held_up(stack, await update(stack)):
+            await turn(stack)
+            assert await payloads(stack) == []
+            assert await stack.left(stack.names.work, stack.names.cron_tick) == 1, "handed back"
+            assert await past(stack, old) == Past(schedule=(await current(stack))[0])
+        await turn(stack)
+        assert await payloads(stack) == what
+        await stack.settled(stack.names.work, stack.names.cron_tick)
+        await stack.bus.purge(stack.names.work, every_run(stack))
+        await apply(stack, await ordered(stack, "update", schedules=[{"id": ID, "payload": "old"}]))
+        _, old = await current(stack)
+
+
+@pytest.mark.usefixtures("brief")
+async def test_a_revision_governs_as_before_when_cron_sync_died(stack: Stack) -> None:
+    before, old = await current(stack)
+    await due(stack, next_hour(stack), copy=True)
+    delivery = await update(stack)
+    async with FaultyBus(stack.settings) as bus:
+        bus.arm(Die(), on=ENTRY)
+        with pytest.raises(Killed):
+            await apply(stack, delivery, bus)
+    await turn(stack)
+    assert await payloads(stack) == [], "its word stands"
+    await stack.start("cron-tick")
+    await until(lambda: payloads(stack), what="the tick turned")
+    assert await payloads(stack) == ["old"]
+    assert await past(stack, old) is None
+    assert (await current(stack)) == (before, old)
+    await stack.start("cron-sync")
+
+    async def replaced() -> bool:
+        return (await current(stack))[1] != old
+
+    await until(replaced, what="the order applied by another copy")
+    await stack.clock.sleep(2.5)
+    found = await past(stack, old)
+    assert found == Past(schedule=before, end=(await current(stack))[0].armed_from), "and that is kept"
+
+
+@pytest.mark.usefixtures("brief")
+async def test_who_was_frozen_for_longer_than_its_intent_takes_the_time_again(stack: Stack) -> None:
+    _, old = await current(stack)
+    async with held_up(stack, await update(stack)) as (go, task):
+
+        async def forgotten() -> bool:
+            return await past(stack, old) is None
+
+        await until(forgotten, what="the intent forgotten")
+        woken = stack.clock.now()
+        go.set()
+        await task
+    entry, revision = await current(stack)
+    assert entry.payload == "new"
+    assert revision > old
+    assert entry.armed_from >= woken + stack.settings.lead_ms, "what was turned meanwhile was the old one's"
+    found = await past(stack, old)
+    assert found is not None
+    assert found.end == entry.armed_from
+
+
+@pytest.mark.parametrize("where", [INTENT, ENTRY], ids=["before its intent", "after its intent"])
+async def test_a_copy_that_was_frozen_changes_nothing_that_another_did(stack: Stack, where: str) -> None:
+    _, old = await current(stack)
+    delivery = await update(stack)
+    async with held_up(stack, delivery, where) as (go, task):
+        await apply(stack, delivery)
+        pause = await ordered(stack, "pause", items=[ID])
+        await apply(stack, pause)
+        stands, ended = await current(stack), await past(stack, old)
+        assert (stands[0].payload, stands[0].state) == ("new", "paused")
+        go.set()
+        await task
+    assert await current(stack) == stands
+    assert await past(stack, old) == ended
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["at its intent", "past its intent"])
+async def test_an_intent_somebody_left_is_no_obstacle(stack: Stack, again: bool) -> None:
+    """Of several copies at one command, one does it: whose intent was overwritten begins anew, and finds it done."""
+    delivery = await update(stack)
+    _, old = await current(stack)
+    async with held_up(stack, delivery), contextlib.AsyncExitStack() as others:
+        if again:
+            await others.enter_async_context(held_up(stack, delivery))
+        await apply(stack, delivery)
+        entry, revision = await current(stack)
+        assert (entry.payload, revision > old) == ("new", True)
+    assert await current(stack) == (entry, revision)
+
+
+@pytest.fixture
+def environment(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NATS_URL", stack.settings.nats_url)
+    monkeypatch.setenv("JETCRON_NAMESPACE", stack.settings.namespace)
+    for name, value in FAST.items():
+        monkeypatch.setenv(f"JETCRON_{name.upper()}", str(value))
+
+
+@pytest.mark.usefixtures("environment")
+async def test_whoever_looks_meanwhile_sees_the_revision_in_force(stack: Stack) -> None:
+    _, old = await current(stack)
+    async with Client(stack.settings) as client, held_up(stack, await update(stack)):
+        assert (await client.schedules.get(ID)).revision == old
+        assert await client.schedules.revisions(ID) == {ID: old}
+        history = await client.schedules.history(ID)
+        assert {one.revision for one in history} <= {old}
+        assert (await client.schedules.show(ID)).schedule.revision == old
+        shown = await acall("schedules", "history", ID)
+        assert shown.exit_code == 0, shown.output
+        found = await acall("doctor", "--deep")
+        assert "replaced" not in found.output
+
+
+async def test_another_scheduler_waits_until_it_is_said_who_governs(stack: Stack) -> None:
+    async with Client(stack.settings) as client, held_up(stack, await update(stack)) as (go, task):
+        asking = asyncio.create_task(client.schedules.fired(ID, from_ms(next_hour(stack) - HOUR)))
+        assert not (await asyncio.wait([asking], timeout=0.3))[0]
+        go.set()
+        await task
+        assert (await asking).here, "it was due before Jetcron had the schedule"
