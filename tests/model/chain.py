@@ -12,6 +12,7 @@ from jetcron.cycle import (
     Entry,
     Rearm,
     Turn,
+    Undecided,
     decide_turn,
     first_tick,
     is_late,
@@ -30,6 +31,7 @@ FAR_OFF = 60_000
 SWEEP = 60_000
 GRACE = 10_000
 KEEP = 86_400_000
+INTENT_KEPT = 5_000
 HAND_BACK = 1_000
 FRESH = 1 << 60
 """Where run ids start that are drawn, not derived."""
@@ -160,8 +162,8 @@ class Actor:
     def handle(self, deliveries: list[Delivery]) -> Steps:
         raise NotImplementedError
 
-    def call(self, act: Any, *args: Any, prompt: bool = False) -> Steps:
-        return self.net.call(self.host, act, *args, prompt=prompt)
+    def call(self, act: Any, *args: Any) -> Steps:
+        return self.net.call(self.host, act, *args)
 
     def ack(self, delivery: Delivery) -> None:
         self.net.tell(self.s.work.consumers[self.kind].ack, delivery.sequence)
@@ -212,10 +214,16 @@ class CronSync(Actor):
     def _write(self, key: Any, command: Command, delivery: Delivery, previous: Entry | None) -> Steps:
         s = self.s
         settles = "a successor settles first" in self.rules
+        now = self.host.now()
+        intent: int | None = 0
+        if previous is not None and previous.schedule.state == "active" and command.ended is None:
+            intent = yield from self._announce(previous)
+        if "the time is taken after the intent" in self.rules:
+            now = self.host.now()
         armed_from = successor_armed_from(
             previous.schedule if previous else None,
             stored_at=delivery.stored_at,
-            now=self.host.now(),
+            now=now,
             settle=LEAD + SETTLE if settles else 0,
         )
         changes = {**command.changes, "armed_from": armed_from, "command": delivery.sequence}
@@ -228,13 +236,28 @@ class CronSync(Actor):
             schedule = replace(previous.schedule, **changes)
             puts.append((key, schedule, previous.revision if fence else None))
             past = Past(schedule=previous.schedule, end=armed_from)
-            puts.append((("past", command.schedule, previous.revision), past, None))
-        prompt = "a write follows its clock at once" in self.rules
-        revision = yield from self.call(s.registry.write, puts, prompt=prompt)
+            puts.append((_past_key(previous), past, intent))
+        revision = yield from self.call(s.registry.write, puts)
         s.world.note(
             self.host.name, "wrote", command.schedule, "revision", revision, schedule.state, armed_from
         )
         return Entry(schedule, revision)
+
+    def _announce(self, previous: Entry) -> Steps:
+        """The sequence which the successor is to take the place of; None: whatever stands there."""
+        if "an intent goes before a successor" not in self.rules:
+            return None
+        s = self.s
+        key = _past_key(previous)
+        expected: int | None = None
+        if "an intent takes no other's place" in self.rules:
+            standing = yield from self.call(s.registry.leader, key)
+            if standing is not None and standing.value.end is not None:
+                raise WrongSequence
+            expected = 0 if standing is None else standing.sequence
+        puts = [(key, Past(schedule=previous.schedule), expected)]
+        sequence: int = yield from self.call(s.registry.write, puts)
+        return sequence if "a successor takes the place of its intent" in self.rules else None
 
     def _arm(self, entry: Entry, previous: Entry | None) -> Steps:
         s = self.s
@@ -269,6 +292,7 @@ class CronTick(Actor):
         late_after = LATE_AFTER if "late ticks are one group" in self.rules else FRESH
         groups: list[list[Out]] = []
         notes: list[GapNote | None] = []
+        turned: list[Delivery] = []
         for delivery in deliveries:
             tick: Tick = delivery.body
             later = False
@@ -285,14 +309,18 @@ class CronTick(Actor):
                 late_after=late_after,
                 later_stands=later,
             )
+            if isinstance(decision, Undecided):
+                self.hand_back(delivery)
+                continue
             s.world.note(self.host.name, "turns", tick.schedule, tick.revision, tick.at, _told(decision))
+            turned.append(delivery)
             groups.append(self._messages(tick, decision, now))
             notes.append(self._note(tick, decision, had_run))
         first = "the gap comes before the batch" in self.rules
         if first:
             yield from self._append(notes)
         standing = yield from self._store(groups)
-        for index, delivery in enumerate(deliveries):
+        for index, delivery in enumerate(turned):
             if index in standing:
                 self.ack(delivery)
             else:
@@ -302,6 +330,9 @@ class CronTick(Actor):
 
     def _definitions(self, ticks: list[Tick]) -> Steps:
         s = self.s
+        early: dict[Any, Record] = {}
+        if "an intent is looked for after the entry" not in self.rules:
+            early = yield from self._read([("past", tick.schedule, tick.revision) for tick in ticks])
         keys = {("schedule", tick.schedule) for tick in ticks}
         found = yield from self._read(sorted(keys))
         current = {key[1]: Entry(record.value, record.sequence) for key, record in found.items()}
@@ -316,11 +347,13 @@ class CronTick(Actor):
             replaced = [
                 ("past", tick.schedule, tick.revision)
                 for tick in ticks
-                if tick.schedule in current and current[tick.schedule].revision > tick.revision
+                if tick.schedule in current and current[tick.schedule].revision >= tick.revision
             ]
             if replaced:
-                found = yield from self._read(replaced)
+                found = early or (yield from self._read(replaced))
                 past = {key[1:]: record.value for key, record in found.items()}
+        if "who meets an intent asks again" not in self.rules:
+            past = {key: one for key, one in past.items() if one.end is not None}
         if "a restored registry is armed anew" not in self.rules:
             for tick in ticks:
                 entry = current.get(tick.schedule)
@@ -329,12 +362,11 @@ class CronTick(Actor):
         return current, past
 
     def _read(self, keys: list[Any]) -> Steps:
-        """One direct get of many keys, mended by the leader."""
+        """One direct get of many keys; of what is absent, the leader's word. What is stale needs none: the intent, or
+        what stands in its place, is absent there.
+        """
         s = self.s
-        last = yield from self.call(s.registry.sequence)
-        found, up_to = yield from self.call(s.registry.direct, keys)
-        if up_to < last and "a stale replica is not believed" in self.rules:
-            found = {}
+        found = yield from self.call(s.registry.direct, keys)
         if "absence is the leader's to tell" in self.rules:
             for key in keys:
                 if key not in found:
@@ -375,7 +407,12 @@ class CronTick(Actor):
             return None
         gap = decision.gap
         current = self.s.registry.leader(("schedule", tick.schedule))
-        going_on = current is not None and current.sequence == tick.revision and decision.next is not None
+        going_on = (
+            current is not None
+            and current.sequence == tick.revision
+            and decision.next is not None
+            and not any(stored.out.body.ended == tick.revision for stored in self.s.work.standing("sync"))
+        )
         known = [at for schedule, at in had_run if schedule == gap.schedule and gap.start <= at <= gap.to]
         return GapNote(gap, tick.revision, false=going_on and len(known) >= gap.count)
 
@@ -473,9 +510,9 @@ class HealthChecker(Actor):
         found = repair(entry, healthy_at=healthy_at, horizon=now - KEEP)
         if found is None:
             return
-        current = s.registry.leader(key)
-        active = current is not None and current.value.state == "active"
-        if current is not None and active and not s.chain_stands(key[1], current.sequence):
+        current = s.entry(s.registry.leader(key))
+        fires = current is not None and first_tick(current) is not None
+        if current is not None and fires and not s.chain_stands(key[1], current.revision):
             s.ledger.broken.append(f"{key[1]} had no tick of revision {entry.revision} at {s.world.now}")
         s.world.note(self.host.name, "repairs", key[1], entry.revision, found)
         if found.gap is not None:
@@ -490,6 +527,15 @@ class HealthChecker(Actor):
         for stored in (yield from self.call(self.s.work.standing, "held", "later")):
             if stored.out.at is not None and stored.out.at < self.host.now() - GRACE:
                 yield from self.call(self.s.work.publish, without_id(stored.out))
+
+
+def passing(value: Any) -> int | None:
+    """For how long the registry keeps it, in ms; None: for good."""
+    return INTENT_KEPT if isinstance(value, Past) and value.end is None else None
+
+
+def _past_key(entry: Entry) -> Any:
+    return ("past", entry.schedule.id, entry.revision)
 
 
 def _merge(outs: list[Out]) -> list[Out]:

@@ -4,7 +4,7 @@ Owns an independent account of every occurrence: plain multiples of periods, no 
 """
 
 from jetcron_protocol.messages import Schedule
-from tests.model.chain import LATE_AFTER, LEAD, SETTLE, Made
+from tests.model.chain import LATE_AFTER, LEAD, Made
 from tests.model.chain_world import CRONS, ChainWorld
 from tests.model.server import Record
 
@@ -104,9 +104,20 @@ class _Account:
                 self._world.fail(
                     f"{self._name}: revision {after.sequence} is in force before its predecessor"
                 )
-            early = after.stored_at + LEAD + SETTLE - after.value.armed_from
-            if early > SETTLE:
-                self._world.fail(f"{self._name}: revision {after.sequence} is in force {early} ms too early")
+            if before.value.state == "active":
+                self._check_settled(before, after)
+
+    def _check_settled(self, before: Record, after: Record) -> None:
+        """What was turned before the intent to replace it had been released by then."""
+        log = self._chain.registry.log
+        intents = [
+            record
+            for record in log[: log.index(after)]
+            if record.key == ("past", self._name, before.sequence) and record.value.end is None
+        ]
+        early = max((one.stored_at for one in intents), default=0) + LEAD - after.value.armed_from
+        if early > 0:
+            self._world.fail(f"{self._name}: revision {after.sequence} is in force {early} ms too early")
 
     def _check_gaps(self, record: Record, after: int, until: int) -> None:
         for note in self._gaps:

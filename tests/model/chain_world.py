@@ -6,7 +6,7 @@ what the actors themselves mended.
 
 from dataclasses import dataclass, field
 
-from tests.model.chain import LEAD, SWEEP, Command, CronSync, CronTick, HealthChecker, Ledger, Shared
+from tests.model.chain import LEAD, SWEEP, Command, CronSync, CronTick, HealthChecker, Ledger, Shared, passing
 from tests.model.clockwork import START, Host, Network, Odds, World
 from tests.model.rules import CHAIN, Rules
 from tests.model.server import Consumer, Out, Registry, Work
@@ -51,7 +51,7 @@ class ChainWorld:
         self.rules = Rules(CHAIN, *off)
         self.ledger = Ledger()
         self.work = Work(world)
-        self.registry = Registry(world)
+        self.registry = Registry(world, passing=passing)
         net = Network(world, scenario.odds, self._is_down)
         syncs = Network(world, scenario.sync_odds or scenario.odds, self._is_down)
         self.shared = shared = Shared(world, self.rules, self.work, self.registry, self.ledger)

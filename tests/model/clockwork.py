@@ -201,18 +201,15 @@ class Network:
             return ""
         return next(kind for limit, kind in self._steps if drawn < limit)
 
-    def call(self, host: Host, act: Callable[..., Any], *args: Any, prompt: bool = False) -> Steps:
-        """Ask the server for `act(*args)`; raises what it refuses with, or `TryAgain` without an answer.
-
-        A `prompt` request is on its way at once: its host does not freeze before it.
-        """
+    def call(self, host: Host, act: Callable[..., Any], *args: Any) -> Steps:
+        """Ask the server for `act(*args)`; raises what it refuses with, or `TryAgain` without an answer."""
         world = self._world
         yield 1 + int(world.random.random() * 8)
         mishap = self._mishap()
         if mishap == "crash before":
             host.crash(world.between(100, self._odds.longest_down))
             yield 0
-        elif mishap == "freeze before" and not prompt:
+        elif mishap == "freeze before":
             host.freeze(world.between(100, self._odds.longest_freeze))
             yield 0
         if mishap == "lost" or self._down():

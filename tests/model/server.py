@@ -286,10 +286,15 @@ class Record:
 class Registry:
     """A key-value bucket on several servers: the leader knows all, a replica may be behind."""
 
-    def __init__(self, world: World, *, stale: float = 0.2) -> None:
+    def __init__(self, world: World, *, stale: float = 0.2, passing: Callable[[Any], int | None]) -> None:
+        """`passing`: for how long a value is kept; None: for good."""
         self._world = world
         self._stale = stale
+        self._passing = passing
         self.log: list[Record] = []
+        """All that was ever written, in order."""
+        self._stream: list[Record] = []
+        """What of it was not lost."""
         self._last: dict[Hashable, Record] = {}
         self._sequence = 0
 
@@ -303,30 +308,36 @@ class Registry:
             self._sequence += 1
             record = Record(self._sequence, key, value, self._world.now)
             self.log.append(record)
+            self._stream.append(record)
             self._last[key] = record
+            kept = self._passing(value)
+            if kept is not None:
+                self._world.after(kept, self._forget, record)
         return first
+
+    def _forget(self, record: Record) -> None:
+        if self._last.get(record.key) is record:
+            del self._last[record.key]
 
     def leader(self, key: Hashable) -> Record | None:
         return self._last.get(key)
 
-    def sequence(self) -> int:
-        return self._sequence
-
     def keys(self, kind: str) -> list[Any]:
         return [key for key in self._last if isinstance(key, tuple) and key[0] == kind]
 
-    def direct(self, keys: list[Hashable]) -> tuple[dict[Hashable, Record], int]:
-        """What some replica holds, and the sequence it had reached."""
+    def direct(self, keys: list[Hashable]) -> dict[Hashable, Record]:
+        """What some replica holds."""
         if not self._world.chance(self._stale):
-            return {key: self._last[key] for key in keys if key in self._last}, self._sequence
-        up_to = max(0, self._sequence - self._world.between(1, 3))
+            return {key: self._last[key] for key in keys if key in self._last}
+        up_to = max(0, self._sequence - self._world.between(1, 6))
         wanted = set(keys)
-        return {r.key: r for r in self.log if r.sequence <= up_to and r.key in wanted}, up_to
+        return {r.key: r for r in self._stream if r.sequence <= up_to and r.key in wanted}
 
     def restore(self, sequence: int) -> None:
         """A backup is put back: it knows nothing after `sequence`."""
         self._sequence = sequence
-        self._last = {r.key: r for r in self.log if r.sequence <= sequence}
+        self._stream = [r for r in self._stream if r.sequence <= sequence and self._passing(r.value) is None]
+        self._last = {record.key: record for record in self._stream}
 
     def _revision(self, key: Hashable) -> int:
         record = self._last.get(key)

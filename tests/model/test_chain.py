@@ -10,18 +10,23 @@ from tests.model.rules import CHAIN
 CHUNK = 50
 HARSH = Odds(crash=0.03, freeze=0.02, lost=0.03, answer_lost=0.05, ack_lost=0.08, ack_late=0.04)
 FRAGILE = Odds(crash=0.3, freeze=0, lost=0, answer_lost=0, ack_lost=0, ack_late=0, longest_down=90_000)
+STALLING = Odds(freeze=0.3, longest_freeze=60_000)
 
 MILD = Scenario()
 ROUGH = Scenario(odds=HARSH)
 SABOTAGE = Scenario(odds=HARSH, sabotage=True)
 RESTORE = Scenario(restore=True)
 SYNC_DIES = Scenario(sync_odds=FRAGILE, commands=16, outages=1)
+SYNC_STALLS = Scenario(sync_odds=STALLING, commands=16, outages=2)
 
 BREAKS_IN = {
     "a restored registry is armed anew": RESTORE,
     "a broken chain goes on from when it was whole": SABOTAGE,
     "whole means up to its earliest tick": SABOTAGE,
     "whole means up to its oldest command": SYNC_DIES,
+    "who meets an intent asks again": SYNC_STALLS,
+    "a successor takes the place of its intent": SYNC_STALLS,
+    "an intent takes no other's place": SYNC_STALLS,
 }
 """In which scenario a rule's absence shows, where that is not the rough one."""
 SEEDS = 240
@@ -45,8 +50,8 @@ def test_every_occurrence_is_accounted_for(scenario: Scenario, chunk: int) -> No
 @pytest.mark.parametrize("chunk", range(2))
 @pytest.mark.parametrize(
     "scenario",
-    [ROUGH, SABOTAGE, RESTORE, SYNC_DIES],
-    ids=["rough", "sabotage", "restored registry", "sync dies"],
+    [ROUGH, SABOTAGE, RESTORE, SYNC_DIES, SYNC_STALLS],
+    ids=["rough", "sabotage", "restored registry", "sync dies", "sync stalls"],
 )
 def test_every_occurrence_is_accounted_for_when_it_is_worse(scenario: Scenario, chunk: int) -> None:
     for seed in range(chunk * CHUNK, (chunk + 1) * CHUNK):
