@@ -11,13 +11,16 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import pytest
+
+from jetcron import dispatch
 from jetcron.bus import Bus
 from jetcron.health_checker import arm
 from jetcron.schedules.orders import Order, Part
 from jetcron.settings import Settings
 from tests.chaos.updates_app import app
 from tests.support.chaos import FAST, Books, Member, Tally, now_ms, until
-from tests.support.faults import Die, LoseAnswer, Refuse, was_killed
+from tests.support.faults import Die, LoseAnswer, Refuse, Stall, was_killed
 from tests.support.nats_server import NatsServer
 from tests.support.stack import Running, Stack
 from tests.support.update_books import Reign, audit, reigns
@@ -225,6 +228,38 @@ async def test_no_occurrence_is_lost_or_doubled_whatever_write_fails(shared_nats
         assert tally.clean, tally.problems()
         assert tally.runs > 20
         assert strikes.count > 20
+        await chains_merge(stack.bus, storm)
+
+
+# cron-sync is not given the CPU.
+
+
+@pytest.mark.parametrize("longest", [0.8, 2.5], ids=["within its intents", "beyond them"])
+async def test_every_occurrence_is_its_revisions_however_long_cron_sync_stalls(
+    longest: float, shared_nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stalls before each of its writes, for longer than its successors settle."""
+    monkeypatch.setattr(dispatch, "INTENT_KEPT", 1)
+    random = Random(3)
+    async with Stack(shared_nats) as stack, open_books(stack.bus) as books:
+        syncs = await stack.start("cron-sync", copies=2)
+        await stack.start("cron-tick", copies=2)
+        await stack.register(app)
+        await stack.execute(app)
+        storm = Storm(stack.bus, 3, many=20, few=4, settles=SETTLES)
+        await storm.create()
+        for running in syncs:
+            stall = Stall(lambda: random.choice((0, random.uniform(0, longest))))
+            running.bus.arm(stall, on="_REGISTRY.", times=1_000_000)
+        await storm.run(8)
+        for running in syncs:
+            running.bus.disarm()
+        tally = await accounted(stack.bus, books, storm)
+        changes = sum(len(own) - 1 for own in (await reigns(stack.bus, storm.ids, now_ms())).values())
+        print(tally, changes, dict(storm.done))
+        assert tally.clean, tally.problems()
+        assert tally.runs > 20
+        assert changes > 20
         await chains_merge(stack.bus, storm)
 
 
