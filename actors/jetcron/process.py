@@ -116,6 +116,20 @@ class Process:
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
 
+    async def begin(self, store: Callable[[], Awaitable[object]]) -> bool:
+        """Have what an actor stores before it works be stored, however long storage does not answer.
+
+        `store` may be repeated. False: told to stop before it was done.
+        """
+        while not self.stopping.is_set():
+            try:
+                await store()
+                return True
+            except TryAgain as error:
+                log.warning("storage does not answer, beginning again", reason=str(error))
+                await self.unless_stopping(self._clock.sleep(_PAUSE))
+        return False
+
     async def take(
         self, stream: str, durable: str, handle: Callable[[Sequence[Delivery]], Awaitable[None]], *, most: int
     ) -> None:

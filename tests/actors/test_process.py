@@ -6,17 +6,21 @@ import signal
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
+from jetcron import App, Context
 from jetcron.bus import Bus, Delivery
 from jetcron.clock import Clock
 from jetcron.errors import TopologyMissing, TryAgain
+from jetcron.executor.lease import Lease
+from jetcron.health_checker import actor as health_checker
 from jetcron.process import Process, run_actor
 from jetcron.settings import Settings
 from tests.support.nats_server import NatsServer
-from tests.support.stack import PATIENCE, Stack, fast_settings, until
+from tests.support.stack import PATIENCE, Running, Stack, fast_settings, until
 
 Work = Callable[[Process], Awaitable[None]]
 
@@ -209,6 +213,47 @@ async def test_what_storage_does_not_answer_for_is_delivered_again(stack: Stack)
         assert seen == [1, 2]
         assert started.process is not None
         assert not started.task.done()
+
+
+async def _start(stack: Stack, name: str) -> Running:
+    if name == "executor":
+        app = App("app")
+
+        @app.function()
+        async def work(ctx: Context) -> None: ...
+
+        return await stack.execute(app)
+    (running,) = await stack.start(name)
+    return running
+
+
+BEGINNINGS = {"executor": (Lease, "open"), "health-checker": (health_checker, "arm")}
+
+
+@pytest.mark.parametrize("name", BEGINNINGS)
+async def test_an_actor_begins_once_storage_answers(
+    name: str, stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where, what = BEGINNINGS[name]
+    begin = getattr(where, what)
+    answers = asyncio.Event()
+    refused = asyncio.Event()
+
+    async def begins(*given: Any) -> Any:
+        if not answers.is_set():
+            refused.set()
+            raise TryAgain(503, 0, "nobody answers")
+        return await begin(*given)
+
+    monkeypatch.setattr(where, what, begins)
+    await stack.start("cron-sync")
+    waiting, running = await _start(stack, name), await _start(stack, name)
+    await asyncio.wait_for(refused.wait(), PATIENCE)
+    await waiting.stop()
+    assert not running.task.done()
+    answers.set()
+    await running.ready()
+    await running.stop()
 
 
 async def test_an_actor_goes_on_when_its_consumer_comes_back(stack: Stack) -> None:

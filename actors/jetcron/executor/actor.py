@@ -70,7 +70,8 @@ class Executor:
         """Register, then execute until told to stop; returns when what was in hand has ended."""
         self._app.check()
         watch_tasks(asyncio.get_running_loop())
-        await self._lease.open()
+        if not await self._process.begin(self._lease.open):
+            return
         try:
             registration = asyncio.create_task(
                 ensure_registered(self._bus, self._app, clock=self._clock, process=self._process)

@@ -55,7 +55,8 @@ class HealthChecker:
 
     async def run(self) -> None:
         """Arm the sweeps that are absent, then sweep until told to stop."""
-        await arm(self._bus, self._settings)
+        if not await self._process.begin(lambda: arm(self._bus, self._settings)):
+            return
         async with asyncio.TaskGroup() as group:
             group.create_task(
                 self._process.take(self._names.work, self._names.health_checker, self.handle, most=1)
