@@ -119,7 +119,18 @@ class Registry:
             replaced = [] if over else _replaced(part, found, delivery.sequence)
             ticks = await self._mend(replaced)
             said = await intents.announce(self._bus, replaced)
-            await self._put_part(part, found, delivery, applied, ticks, said)
+            now = await self._now(after=said)
+            await self._put_part(part, found, delivery, applied, ticks, said, now)
+
+    async def _now(self, *, after: Mapping[str, int]) -> int:
+        """The time as the server has it, from which every actor's clock is measured.
+
+        After intents it tells itself: what was turned before they were stored was released by then, and an estimate of
+        ours is off by as long as we, or its answer, once took.
+        """
+        if after:
+            return (await self._bus.stream_state(self._names.registry)).now
+        return round(self._clock.now() - self._bus.clock_offset_ms)
 
     async def _mend(self, replaced: Sequence[Entry]) -> dict[str, list[TickName]]:
         """Restart the broken chains of what is to be replaced: once it is, nobody would see that they broke.
@@ -156,14 +167,12 @@ class Registry:
         applied: Applied,
         ticks: Mapping[str, Sequence[TickName]],
         said: Mapping[str, int],
+        now: int,
     ) -> None:
         batch: list[Outgoing] = []
         written: list[tuple[int, Schedule, Schedule | None]] = []
         mine: list[Entry] = []
         successors: list[Entry] = []
-        # After the intents were stored: what is turned before them is due by now, and a lead. It is the server's time,
-        # as near as we know it: from it every actor's clock is measured.
-        now = round(self._clock.now() - self._bus.clock_offset_ms)
         for schedule in wanted:
             held = found[schedule.id]
             previous = held.value

@@ -235,9 +235,28 @@ async def test_whoever_looks_meanwhile_sees_the_revision_in_force(stack: Stack) 
 
 
 async def test_another_scheduler_waits_until_it_is_said_who_governs(stack: Stack) -> None:
+    """Of what was due before the intent, or a lead after it, that is known."""
     async with Client(stack.settings) as client, held_up(stack, await update(stack)) as (go, task):
-        asking = asyncio.create_task(client.schedules.fired(ID, from_ms(next_hour(stack) - HOUR)))
+        hour = next_hour(stack) - HOUR
+        assert (await client.schedules.fired(ID, from_ms(hour))).here, "it was due before Jetcron had it"
+        await stack.clock.sleep(0.1)
+        asking = asyncio.create_task(client.schedules.fired(ID, within=3_600))
         assert not (await asyncio.wait([asking], timeout=0.3))[0]
         go.set()
         await task
-        assert (await asking).here, "it was due before Jetcron had the schedule"
+        assert (await asking).at == from_ms(hour)
+
+
+class Estimating(FaultyBus):
+    """One that holds its clock for fast: the process stalled as it read the server's."""
+
+    clock_offset_ms = property(lambda _: 1_400.0, lambda _, measured: None)  # type: ignore[assignment]
+
+
+async def test_a_successor_settles_by_the_server_s_time(stack: Stack) -> None:
+    delivery = await update(stack)
+    before = stack.clock.now()
+    async with Estimating(stack.settings) as bus:
+        await apply(stack, delivery, bus)
+    entry, _ = await current(stack)
+    assert entry.armed_from >= before + stack.settings.lead_ms + stack.settings.settle_ms

@@ -12,7 +12,7 @@ from datetime import datetime
 from secrets import token_hex
 
 from jetcron import dispatch
-from jetcron.bus import Bus, fenced
+from jetcron.bus import Bus, StoredMessage, fenced
 from jetcron.clock import from_ms
 from jetcron.cycle import make_run, occurrences
 from jetcron.errors import ConfigurationError, NotFound, WrongSequence
@@ -179,7 +179,7 @@ async def _settle(bus: Bus, id: str, at: int, *, within: int, token: str | None)
 async def _nearest(bus: Bus, id: str, at: int, within: int) -> tuple[_Reign, int]:
     found: list[tuple[int, int, _Reign]] = []
     until = min(at + within, bus.clock.now() + bus.settings.lead_ms)
-    for reign in await _reigns(bus, id):
+    for reign in await _reigns(bus, id, until):
         window = occurrences(reign.schedule, max(reign.start, at - within - 1), min(reign.end, until), _MOST)
         found += [(abs(due - at), due, reign) for due in window.newest]
     if not found:
@@ -191,20 +191,28 @@ async def _nearest(bus: Bus, id: str, at: int, within: int) -> tuple[_Reign, int
     return reign, due
 
 
-async def _reigns(bus: Bus, id: str) -> list[_Reign]:
-    """What was in force when.
+async def _reigns(bus: Bus, id: str, until: int) -> list[_Reign]:
+    """What was in force when, up to `until`, which is no later than a lead from the moment of the call.
 
-    The entry is read first: if nothing says then that it is replaced, or is about to be, it governs what is due by now.
+    The entry is read first: what nothing says then is replaced, or about to be, governs until then. Of what is, that
+    is known too, or is soon.
     """
     while True:
         stored, current = await entry(bus, id)
         keys = await bus.subjects(bus.names.registry, bus.names.pasts_of(id))
         found = await bus.entries(keys)
-        pasts = {int(key.rsplit(".", 1)[1]): decode(Past, message.payload) for key, message in found.items()}
-        if stored.sequence not in pasts:
+        own = found.pop(bus.names.past_key(id, stored.sequence), None)
+        if own is None or _governs_until(own, bus.settings.lead_ms) >= until:
+            pasts = {int(key.rsplit(".", 1)[1]): decode(Past, one.payload) for key, one in found.items()}
             # Of two that end together the later one never was in force.
             return list(_in_turn(current, [pasts[number] for number in sorted(pasts)]))
         await bus.clock.sleep(_UNDECIDED_SECONDS)
+
+
+def _governs_until(past: StoredMessage, lead: int) -> int:
+    """Until when it does, at least, where that is still to be said: what was released before is its own."""
+    end = decode(Past, past.payload).end
+    return past.stored_at + lead if end is None else end
 
 
 def _in_turn(current: Schedule, pasts: Sequence[Past]) -> Iterator[_Reign]:
