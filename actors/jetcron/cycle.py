@@ -52,7 +52,7 @@ class Undecided:
     """Its revision is being replaced, and whether it governs this tick is not said yet: to be asked again."""
 
 
-Decision = Nothing | Rearm | Turn
+Decision = Nothing | Rearm | Turn | Undecided
 
 
 def next_occurrence(schedule: Schedule, after: int) -> int | None:
@@ -125,23 +125,27 @@ def decide_turn(
     late_after: int,
     later_stands: bool,
     archived: bool = False,
-) -> Decision | Undecided:
+) -> Decision:
     """What a released tick leads to.
 
-    `current` is the registry's entry and `past` the tick's own revision where it was replaced or is about to be, read
-    after it; both as the leader has them. `later_stands` (asked only of a late tick): a later tick of the same
-    revision is held or due. `archived` (asked only of a replaced revision): its function is, and nobody would take
-    its runs.
+    `current` is the registry's entry, and `past` the tick's own revision where it was replaced, or is about to be: both
+    as the leader has them, and read so that neither is older than the other says. `later_stands` (asked only of a late
+    tick): a later tick of the same revision is held or due. `archived` (asked only of a replaced revision): its
+    function is, and nobody would take its runs.
     """
     if current is None:
         return Nothing("its schedule does not exist")
     if current.revision < tick.revision:
         return _restored(tick, current)
-    if past is None and current.revision > tick.revision:
-        return Nothing("its revision was replaced and is no longer kept")
+    end: int | None
     if past is not None and past.end is None:
         return Undecided()
-    schedule, end = (current.schedule, None) if past is None else (past.schedule, past.end)
+    if current.revision == tick.revision:
+        schedule, end = current.schedule, None
+    elif past is not None:
+        schedule, end = past.schedule, past.end
+    else:
+        return Nothing("its revision was replaced and is no longer kept")
     if schedule.state != "active":
         return Nothing(f"its schedule is {schedule.state}")
     if end is not None and tick.at > end:

@@ -11,16 +11,11 @@ from jetcron_protocol.codec import EVENT_HEADER, encode
 from jetcron_protocol.ids import digest, gap_token, overlap_token, ulid
 from jetcron_protocol.messages import DeadLetter, Event, Gap, Past, Run, SyncCommand, Tick
 from jetcron_protocol.subjects import Names
-from jetcron_protocol.topology import DAY
 
 MAX_BODY = 64 * 1024
 """How much a dead letter carries of a body nobody can read, in bytes."""
 MAX_HEADERS = 16 * 1024
 """How much of its headers, in bytes."""
-PAST_KEPT = 30 * DAY
-"""How long a replaced revision is kept, and the key of a deleted schedule, in seconds."""
-INTENT_KEPT = 5
-"""How long the word counts that a revision is about to be replaced, in seconds: its ticks wait as long, at most."""
 SYSTEM_EVENTS = "jetcron."
 """Events whose names begin so are Jetcron's own; a run started by one emits none."""
 SCHEDULES = "schedules"
@@ -99,11 +94,11 @@ def held_event(names: Names, event_: Event, lead: int, *, named: bool) -> Outgoi
     )
 
 
-def past(names: Names, revision: int, past_: Past, expected: int) -> Outgoing:
-    """What is said of a revision, in place of what was said under `expected`: that it is, or was, replaced."""
-    ttl = INTENT_KEPT if past_.end is None else PAST_KEPT
+def past(names: Names, revision: int, past_: Past, *, keep: int, expected: int | None) -> Outgoing:
+    """What is said of a revision, kept `keep` seconds, in place of the sequence `expected`, or of whatever stands."""
     key = names.past_key(past_.schedule.id, revision)
-    return Outgoing(key, encode(past_), {TTL: f"{ttl}s", **fenced(expected)})
+    fence = {} if expected is None else fenced(expected)
+    return Outgoing(key, encode(past_), {TTL: f"{keep}s", **fence})
 
 
 def command(names: Names, command_: SyncCommand) -> Outgoing:

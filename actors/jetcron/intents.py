@@ -11,42 +11,84 @@ Owns how an intent begins, and that it ends by itself: if cron-sync dies or is f
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import structlog
 
 from jetcron import dispatch
 from jetcron.bus import Bus
+from jetcron.clock import Clock
 from jetcron.cycle import Entry
 from jetcron.errors import WrongSequence
-from jetcron_protocol.codec import decode
+from jetcron_protocol.codec import DecodeError, decode
 from jetcron_protocol.messages import Past
 
+INTENT_KEPT = 5
+"""How long an intent counts, in seconds: so long, at most, the ticks of its revision wait."""
 
-async def announce(bus: Bus, replaced: Sequence[Entry]) -> dict[str, int]:
-    """Store an intent for each of these revisions; the sequence of each, by its schedule.
+log = structlog.get_logger("jetcron.intents")
 
-    Raises `WrongSequence` when one of them was replaced already.
-    """
+
+@dataclass(frozen=True, slots=True)
+class Announced:
+    """Intents that were stored: the sequence of each, by its schedule; and since when, at the earliest (monotonic)."""
+
+    intents: Mapping[str, int]
+    since: float
+
+    def check(self, clock: Clock) -> None:
+        """Raises `WrongSequence` when they may be forgotten soon.
+
+        Of several servers each forgets them by its own clock: that one of them has, and the one that stores a
+        successor has not, must not be.
+        """
+        if self.intents and clock.monotonic() - self.since > INTENT_KEPT / 2:
+            raise WrongSequence(400, 0, "it took long since the intents were stored")
+
+
+async def announce(bus: Bus, to_replace: Sequence[Entry]) -> Announced:
+    """Store an intent for each of these revisions. Raises `WrongSequence` when one of them was replaced already."""
+    since = bus.clock.monotonic()
     try:
-        return await _store(bus, replaced, {})
+        return Announced(await _store(bus, to_replace, {}), since)
     except WrongSequence:
-        return await _store(bus, replaced, await _standing(bus, replaced))
+        return Announced(await _store(bus, to_replace, await _standing(bus, to_replace)), since)
 
 
-async def _store(bus: Bus, replaced: Sequence[Entry], expected: Mapping[str, int]) -> dict[str, int]:
+async def _store(bus: Bus, to_replace: Sequence[Entry], expected: Mapping[str, int]) -> dict[str, int]:
     batch = [
-        dispatch.past(bus.names, one.revision, Past(schedule=one.schedule), expected.get(one.schedule.id, 0))
-        for one in replaced
+        dispatch.past(
+            bus.names,
+            one.revision,
+            Past(schedule=one.schedule),
+            keep=INTENT_KEPT,
+            expected=expected.get(one.schedule.id, 0),
+        )
+        for one in to_replace
     ]
     first = await bus.publish_atomic(batch) - len(batch) + 1
-    return {one.schedule.id: first + position for position, one in enumerate(replaced)}
+    return {one.schedule.id: first + position for position, one in enumerate(to_replace)}
 
 
-async def _standing(bus: Bus, replaced: Sequence[Entry]) -> dict[str, int]:
-    """The intents that somebody left, who died, was frozen, or is about to find that we were faster."""
-    keys = {bus.names.past_key(one.schedule.id, one.revision): one for one in replaced}
-    standing = {}
-    for key, stored in (await bus.entries(list(keys))).items():
-        one = keys[key]
-        if decode(Past, stored.payload).end is not None:
-            raise WrongSequence(400, 10071, f"revision {one.revision} of {one.schedule.id!r} was replaced")
-        standing[one.schedule.id] = stored.sequence
-    return standing
+async def _standing(bus: Bus, to_replace: Sequence[Entry]) -> dict[str, int]:
+    """What stands in the way: intents somebody left who died, was frozen, or is about to find that we were faster.
+
+    What was replaced has an end there, and another entry: that is read after it.
+    """
+    keys = {bus.names.past_key(one.schedule.id, one.revision): one for one in to_replace}
+    found = await bus.multi_last_all(bus.names.registry, list(keys))
+    entries = await bus.entries([bus.names.schedule_key(one.schedule.id) for one in to_replace])
+    for key, one in keys.items():
+        entry = entries.get(bus.names.schedule_key(one.schedule.id))
+        if entry is None or entry.sequence != one.revision:
+            raise WrongSequence(400, 0, f"revision {one.revision} of {one.schedule.id!r} was replaced")
+        if key in found and not _is_intent(found[key].payload):
+            log.error("what is said of the end of a revision in force is wrong and is overwritten", key=key)
+    return {one.schedule.id: found[key].sequence for key, one in keys.items() if key in found}
+
+
+def _is_intent(payload: bytes) -> bool:
+    try:
+        return decode(Past, payload).end is None
+    except DecodeError:
+        return False

@@ -17,14 +17,18 @@ from jetcron.carried import Copy, note_restored
 from jetcron.clock import Clock
 from jetcron.cycle import Entry, first_tick, next_occurrence, successor_armed_from
 from jetcron.errors import TryAgain
+from jetcron.intents import Announced
 from jetcron.many import each
 from jetcron.mending import carry_out, planned, standing, without_tick
 from jetcron.revisions import same, settled
 from jetcron.settings import Settings
+from jetcron_protocol import topology
 from jetcron_protocol.codec import decode, encode
 from jetcron_protocol.messages import AppEntry, Function, Past, Schedule
 from jetcron_protocol.subjects import InvalidName, TickName
 
+PAST_KEPT = 30 * topology.DAY
+"""How long a replaced revision is kept, and the key of a deleted schedule, in seconds."""
 FAR_OFF_MS = 60_000
 """A held tick of an older revision is purged when it is further away; a nearer one settles itself."""
 
@@ -116,19 +120,19 @@ class Registry:
         for start in range(0, len(wanted), half):
             part = wanted[start : start + half]
             found = held if held is not None else await self.schedules([one.id for one in part])
-            replaced = [] if over else _replaced(part, found, delivery.sequence)
-            ticks = await self._mend(replaced)
-            said = await intents.announce(self._bus, replaced)
-            now = await self._now(after=said)
-            await self._put_part(part, found, delivery, applied, ticks, said, now)
+            to_replace = [] if over else _to_replace(part, found, delivery.sequence)
+            ticks = await self._mend(to_replace)
+            announced = await intents.announce(self._bus, to_replace)
+            now = await self._now(after=announced)
+            await self._put_part(part, found, delivery, applied, ticks, announced, now)
 
-    async def _now(self, *, after: Mapping[str, int]) -> int:
+    async def _now(self, *, after: Announced) -> int:
         """The time as the server has it, from which every actor's clock is measured.
 
         After intents it tells itself: what was turned before they were stored was released by then, and an estimate of
         ours is off by as long as we, or its answer, once took.
         """
-        if after:
+        if after.intents:
             return (await self._bus.stream_state(self._names.registry)).now
         return round(self._clock.now() - self._bus.clock_offset_ms)
 
@@ -166,7 +170,7 @@ class Registry:
         delivery: Delivery,
         applied: Applied,
         ticks: Mapping[str, Sequence[TickName]],
-        said: Mapping[str, int],
+        announced: Announced,
         now: int,
     ) -> None:
         batch: list[Outgoing] = []
@@ -189,10 +193,13 @@ class Registry:
                 continue
             entry = self._successor(schedule, previous, delivery, now)
             if previous is not None:
+                # Before what replaces it: should the server get no further than this, nothing was replaced.
                 past = Past(schedule=previous, end=entry.armed_from)
-                batch.append(dispatch.past(self._names, held.sequence, past, said.get(schedule.id, 0)))
+                intent = announced.intents.get(schedule.id)
+                batch.append(dispatch.past(self._names, held.sequence, past, keep=PAST_KEPT, expected=intent))
             written.append((len(batch), entry, previous))
             batch.append(self._entry(entry, held.sequence))
+        announced.check(self._clock)
         first = await self._bus.publish_atomic(batch) - len(batch) + 1
         for position, entry, previous in written:
             mine.append(Entry(entry, first + position))
@@ -205,7 +212,7 @@ class Registry:
     def _entry(self, schedule: Schedule, expected: int) -> Outgoing:
         headers = fenced(expected)
         if schedule.state == "deleted":
-            headers[TTL] = f"{dispatch.PAST_KEPT}s"
+            headers[TTL] = f"{PAST_KEPT}s"
         return Outgoing(self._names.schedule_key(schedule.id), encode(schedule), headers)
 
     def _stands(self, entry: Entry, now: int, applied: Applied) -> None:
@@ -282,7 +289,7 @@ def _differs(function: Function, found: Function | None) -> bool:
     return found.command <= function.command and replace(function, command=0) != replace(found, command=0)
 
 
-def _replaced(wanted: Sequence[Schedule], found: Mapping[str, Held[Schedule]], command: int) -> list[Entry]:
+def _to_replace(wanted: Sequence[Schedule], found: Mapping[str, Held[Schedule]], command: int) -> list[Entry]:
     """The active revisions that are to be replaced."""
     return [
         Entry(held.value, held.sequence)

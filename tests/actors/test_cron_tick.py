@@ -452,8 +452,7 @@ async def test_what_is_turned_when_its_function_is_archived_is_told_and_leaves_n
 
 async def test_a_function_is_asked_for_only_where_a_revision_was_replaced(stack: Stack) -> None:
     at = next_hour(stack)
-    revision = await put(stack, hourly())
-    await due(stack, "app.f", revision, at)
+    await due(stack, "app.f", await put(stack, hourly()), at)
     deliveries = await take(stack.bus, stack.names.work, stack.names.cron_tick)
     asked: list[str] = []
 
@@ -464,7 +463,7 @@ async def test_a_function_is_asked_for_only_where_a_revision_was_replaced(stack:
 
     async with Listening(stack.settings) as bus:
         await stack.make("cron-tick", bus).handle(deliveries)
-    assert asked == [stack.names.schedule_key("app.f"), stack.names.past_key("app.f", revision)]
+    assert asked == [stack.names.schedule_key("app.f")]
 
 
 async def test_a_replaced_revision_whose_function_cannot_be_read_waits(stack: Stack) -> None:

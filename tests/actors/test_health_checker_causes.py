@@ -62,6 +62,16 @@ async def sweep(stack: Stack, ahead: int = 0, message: int = 0) -> dict[str, int
     return dict((await checker.sweep(5, message=message)).repaired)
 
 
+async def test_a_revision_that_is_about_to_be_replaced_is_left_alone(stack: Stack) -> None:
+    revision = await put(stack, STALE)
+    intent = Past(schedule=Schedule(id=STALE, function="app.f", at=YEAR_2200))
+    await stack.bus.publish(stack.names.past_key(STALE, revision), encode(intent))
+    await hold(stack, STALE, revision)
+    assert await sweep(stack) == {}
+    assert await ticks(stack, STALE) == [(revision, YEAR_2200)]
+    assert await breaks(stack, STALE) is None
+
+
 async def test_two_copies_tell_each_cause_apart_and_count_it_once(stack: Stack) -> None:
     """Both find everything, at the same time; one of them is said to have mended each."""
     broken = await put(stack, BROKEN)

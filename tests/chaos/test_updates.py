@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from jetcron import dispatch
+from jetcron import intents
 from jetcron.bus import Bus
 from jetcron.health_checker import arm
 from jetcron.schedules.orders import Order, Part
@@ -239,7 +239,7 @@ async def test_every_occurrence_is_its_revisions_however_long_cron_sync_stalls(
     longest: float, shared_nats: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It stalls before each of its writes, for longer than its successors settle."""
-    monkeypatch.setattr(dispatch, "INTENT_KEPT", 1)
+    monkeypatch.setattr(intents, "INTENT_KEPT", 1)
     random = Random(3)
     async with Stack(shared_nats) as stack, open_books(stack.bus) as books:
         syncs = await stack.start("cron-sync", copies=2)

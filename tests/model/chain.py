@@ -352,6 +352,11 @@ class CronTick(Actor):
             if replaced:
                 found = early or (yield from self._read(replaced))
                 past = {key[1:]: record.value for key, record in found.items()}
+        for (id, revision), one in past.items():
+            if one.end is not None and current[id].revision == revision:  # it was replaced since it was read
+                fresh = s.entry((yield from self.call(s.registry.leader, ("schedule", id))))
+                if fresh is not None:
+                    current[id] = fresh
         if "who meets an intent asks again" not in self.rules:
             past = {key: one for key, one in past.items() if one.end is not None}
         if "a restored registry is armed anew" not in self.rules:

@@ -92,6 +92,11 @@ class _Account:
         runs = self._chain.ledger.ran.get((self._name, at), {})
         if len(runs) > 1:
             self._world.fail(f"{self._name} ran {len(runs)} times for {at}")
+        for made in runs.values():
+            if made.revision != record.sequence and record.value.at is None and not self._restored:
+                self._world.fail(
+                    f"{self._name} ran for {at} as revision {made.revision} has it, not {record.sequence}"
+                )
         if not runs and not any(note.gap.start <= at <= note.gap.to for note in self._gaps):
             self._world.fail(f"{self._name} neither ran for {at} nor says why (revision {record.sequence})")
 

@@ -11,6 +11,7 @@ CHUNK = 50
 HARSH = Odds(crash=0.03, freeze=0.02, lost=0.03, answer_lost=0.05, ack_lost=0.08, ack_late=0.04)
 FRAGILE = Odds(crash=0.3, freeze=0, lost=0, answer_lost=0, ack_lost=0, ack_late=0, longest_down=90_000)
 STALLING = Odds(freeze=0.3, longest_freeze=60_000)
+STAMMERING = Odds(freeze=0.3, longest_freeze=5_000)
 
 MILD = Scenario()
 ROUGH = Scenario(odds=HARSH)
@@ -18,6 +19,7 @@ SABOTAGE = Scenario(odds=HARSH, sabotage=True)
 RESTORE = Scenario(restore=True)
 SYNC_DIES = Scenario(sync_odds=FRAGILE, commands=16, outages=1)
 SYNC_STALLS = Scenario(sync_odds=STALLING, commands=16, outages=2)
+SYNC_STAMMERS = Scenario(sync_odds=STAMMERING, commands=16, outages=1)
 
 BREAKS_IN = {
     "a restored registry is armed anew": RESTORE,
@@ -50,8 +52,8 @@ def test_every_occurrence_is_accounted_for(scenario: Scenario, chunk: int) -> No
 @pytest.mark.parametrize("chunk", range(2))
 @pytest.mark.parametrize(
     "scenario",
-    [ROUGH, SABOTAGE, RESTORE, SYNC_DIES, SYNC_STALLS],
-    ids=["rough", "sabotage", "restored registry", "sync dies", "sync stalls"],
+    [ROUGH, SABOTAGE, RESTORE, SYNC_DIES, SYNC_STALLS, SYNC_STAMMERS],
+    ids=["rough", "sabotage", "restored registry", "sync dies", "sync stalls", "sync stammers"],
 )
 def test_every_occurrence_is_accounted_for_when_it_is_worse(scenario: Scenario, chunk: int) -> None:
     for seed in range(chunk * CHUNK, (chunk + 1) * CHUNK):

@@ -186,13 +186,6 @@ def test_a_superseded_revision_governs_up_to_its_end() -> None:
     assert isinstance(turned(DAILY, revision=9, past=None), Nothing)
 
 
-def test_what_replaced_a_revision_meanwhile_counts_though_its_entry_was_read_before() -> None:
-    past = Past(schedule=HOURLY, end=NINE)
-    turn = turned(HOURLY, past=past)
-    assert (times(turn), turn.next, turn.ended) == ([NINE], None, False)
-    assert isinstance(turned(HOURLY, NINE + HOUR, past=past), Nothing)
-
-
 @pytest.mark.parametrize("revision", [5, 9])
 def test_a_revision_that_is_about_to_be_replaced_says_nothing_yet(revision: int) -> None:
     intent = Past(schedule=HOURLY)

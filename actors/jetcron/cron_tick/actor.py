@@ -122,7 +122,8 @@ class CronTick:
         ]
         await self._process.hand_back(left)
         await self._process.hand_back(unready, seconds=UNREADY_SECONDS)
-        await self._process.hand_back(undecided, seconds=UNDECIDED_SECONDS)
+        for delivery in undecided:
+            await delivery.hand_back(UNDECIDED_SECONDS)
 
     def _unready(self, item: Released, error: Exception) -> list[Delivery]:
         """A newer program wrote it, or this host lacks its zone: another copy may know better, and nothing is lost."""
@@ -179,9 +180,7 @@ class CronTick:
         standing = await self._bus.publish_groups(merged)
         return {index for number in standing for index in together[number]}
 
-    def _decide(
-        self, tick: Tick, known: Definitions, now: int, *, later_stands: bool
-    ) -> Decision | Undecided:
+    def _decide(self, tick: Tick, known: Definitions, now: int, *, later_stands: bool) -> Decision:
         problem = known.unreadable.get(tick.schedule) or known.unreadable.get((tick.schedule, tick.revision))
         if problem is not None:
             raise problem
@@ -226,7 +225,7 @@ class CronTick:
     def _messages(self, tick: Tick, decision: Decision, known: Definitions, now: int) -> list[Outgoing]:
         lead = self._settings.lead_ms
         match decision:
-            case Nothing():
+            case Nothing() | Undecided():
                 return []
             case Rearm(tick=first):
                 return [dispatch.held_tick(self._names, known.laden(first), lead)]

@@ -8,7 +8,7 @@ reason, for another copy may know better.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from jetcron.bus import Bus, StoredMessage
+from jetcron.bus import DELETED, OPERATION, Bus, StoredMessage
 from jetcron.carried import Copy, copy_of, restored, schedule_in
 from jetcron.cycle import Entry
 from jetcron_protocol.codec import DecodeError, decode
@@ -77,20 +77,45 @@ async def read(bus: Bus, ticks: Sequence[Tick], *, now: int) -> Definitions:
     """What the registry says of these ticks as of `now` (epoch ms) or later, as its leader has it."""
     known = Definitions()
     await _carried(bus, known, ticks, now)
-    in_force = {(id, entry.revision) for id, entry in known.current.items()}
-    await _looked_up(bus, known, [tick for tick in ticks if tick.schedule not in known.current], now)
-    # After their entries, which may be replaced meanwhile.
-    doubtful = {
-        bus.names.past_key(tick.schedule, tick.revision): tick
-        for tick in ticks
-        if tick.schedule in known.current
-        and known.current[tick.schedule].revision >= tick.revision
-        and (tick.schedule, tick.revision) not in in_force
-    }
-    for key, stored in (await bus.entries(list(doubtful))).items():
-        known.add_past(doubtful[key], stored)
+    asked = {(id, entry.revision) for id, entry in known.current.items()}
+    while True:
+        await _looked_up(bus, known, [tick for tick in ticks if tick.schedule not in known.current], now)
+        doubtful = [
+            tick
+            for tick in ticks
+            if tick.schedule in known.current
+            and known.current[tick.schedule].revision >= tick.revision
+            and (tick.schedule, tick.revision) not in asked
+        ]
+        if not doubtful:
+            break
+        asked |= {(tick.schedule, tick.revision) for tick in doubtful}
+        await _replaced(bus, known, doubtful)
     await _functions(bus, known)
     return known
+
+
+async def _replaced(bus: Bus, known: Definitions, ticks: Sequence[Tick]) -> None:
+    """Read what is said of the revisions of these ticks, after their entries: as a rule nothing of those in force.
+
+    An entry that was replaced since is to be looked up again.
+    """
+    keys = {bus.names.past_key(tick.schedule, tick.revision): tick for tick in ticks}
+    for key, stored in (await _pasts(bus, list(keys), ticks)).items():
+        tick = keys[key]
+        known.add_past(tick, stored)
+        past = known.past.get((tick.schedule, tick.revision))
+        current = known.current.get(tick.schedule)
+        if past is not None and past.end is not None and current and current.revision == tick.revision:
+            del known.current[tick.schedule]
+
+
+async def _pasts(bus: Bus, keys: Sequence[str], ticks: Sequence[Tick]) -> dict[str, StoredMessage]:
+    names = bus.names
+    found = await bus.rare(names.registry, keys, witness=names.schedule_key(ticks[0].schedule))
+    if found is None:
+        return await bus.entries(keys)
+    return {key: stored for key, stored in found[0].items() if stored.headers.get(OPERATION) not in DELETED}
 
 
 async def _carried(bus: Bus, known: Definitions, ticks: Sequence[Tick], now: int) -> None:
