@@ -11,7 +11,7 @@ Owns how an intent begins, and that it ends by itself: if cron-sync dies or is f
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -60,7 +60,7 @@ async def _store(bus: Bus, to_replace: Sequence[Entry], expected: Mapping[str, i
         dispatch.past(
             bus.names,
             one.revision,
-            Past(schedule=one.schedule),
+            Past(schedule=replace(one.schedule, payload=None)),
             keep=INTENT_KEPT,
             expected=expected.get(one.schedule.id, 0),
         )
@@ -83,7 +83,7 @@ async def _standing(bus: Bus, to_replace: Sequence[Entry]) -> dict[str, int]:
         if entry is None or entry.sequence != one.revision:
             raise WrongSequence(400, 0, f"revision {one.revision} of {one.schedule.id!r} was replaced")
         if key in found and not _is_intent(found[key].payload):
-            log.error("what is said of the end of a revision in force is wrong and is overwritten", key=key)
+            log.error("what stands in the place of the end of a revision in force is overwritten", key=key)
     return {one.schedule.id: found[key].sequence for key, one in keys.items() if key in found}
 
 

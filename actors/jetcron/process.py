@@ -123,12 +123,12 @@ class Process:
         """
         while not self.stopping.is_set():
             try:
-                await store()
-                return True
+                await self.unless_stopping(store())
+                break
             except TryAgain as error:
                 log.warning("storage does not answer, beginning again", reason=str(error))
                 await self.unless_stopping(self._clock.sleep(_PAUSE))
-        return False
+        return not self.stopping.is_set()
 
     async def take(
         self, stream: str, durable: str, handle: Callable[[Sequence[Delivery]], Awaitable[None]], *, most: int

@@ -111,7 +111,7 @@ class Registry:
         held: Mapping[str, Held[Schedule]] | None = None,
         over: bool = False,
     ) -> None:
-        """Write what differs, each replaced entry to `past` in the same batch; then arm what was written.
+        """Announce what is to be replaced; write what differs, each replaced entry to `past` in the same batch; arm it.
 
         `held` is what the caller has read, or believes: a write where something else stands is refused. `over`: what
         is replaced has no tick any more, and needs none.

@@ -62,10 +62,11 @@ async def sweep(stack: Stack, ahead: int = 0, message: int = 0) -> dict[str, int
     return dict((await checker.sweep(5, message=message)).repaired)
 
 
-async def test_a_revision_that_is_about_to_be_replaced_is_left_alone(stack: Stack) -> None:
+@pytest.mark.parametrize("end", [None, 1], ids=["about to be replaced", "said to be replaced"])
+async def test_the_tick_of_a_revision_in_force_is_left_alone(stack: Stack, end: int | None) -> None:
     revision = await put(stack, STALE)
-    intent = Past(schedule=Schedule(id=STALE, function="app.f", at=YEAR_2200))
-    await stack.bus.publish(stack.names.past_key(STALE, revision), encode(intent))
+    said = Past(schedule=Schedule(id=STALE, function="app.f", at=YEAR_2200), end=end)
+    await stack.bus.publish(stack.names.past_key(STALE, revision), encode(said))
     await hold(stack, STALE, revision)
     assert await sweep(stack) == {}
     assert await ticks(stack, STALE) == [(revision, YEAR_2200)]

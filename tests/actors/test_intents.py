@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -124,7 +125,7 @@ async def test_a_tick_waits_until_it_is_said_who_governs(stack: Stack, copy: boo
             await turn(stack)
             assert await payloads(stack) == []
             assert await stack.left(stack.names.work, stack.names.cron_tick) == 1, "handed back"
-            assert await past(stack, old) == Past(schedule=(await current(stack))[0])
+            assert await past(stack, old) == Past(schedule=replace((await current(stack))[0], payload=None))
         await turn(stack)
         assert await payloads(stack) == what
         await stack.settled(stack.names.work, stack.names.cron_tick)
@@ -328,6 +329,8 @@ async def test_what_is_wrong_about_a_revision_in_force_keeps_nobody(stack: Stack
         await due(stack, next_hour(stack) - HOUR, copy=True)
         await turn(stack)
         assert await payloads(stack) == ["old"]
+        async with Client(stack.settings) as client, asyncio.timeout(10):
+            assert (await client.schedules.fired(ID, from_ms(next_hour(stack) - HOUR))).here
     await apply(stack, await update(stack))
     entry, _ = await current(stack)
     assert entry.payload == "new"

@@ -122,7 +122,7 @@ class CronTick:
         ]
         await self._process.hand_back(left)
         await self._process.hand_back(unready, seconds=UNREADY_SECONDS)
-        for delivery in undecided:
+        for delivery in undecided:  # not counted: nothing failed
             await delivery.hand_back(UNDECIDED_SECONDS)
 
     def _unready(self, item: Released, error: Exception) -> list[Delivery]:

@@ -36,6 +36,7 @@ class Definitions:
             return
         try:
             self.current[schedule] = Entry(decode(Schedule, stored.payload), stored.sequence)
+            self.unreadable.pop(schedule, None)
         except DecodeError as error:
             self.unreadable[schedule] = error
         else:
@@ -78,28 +79,31 @@ async def read(bus: Bus, ticks: Sequence[Tick], *, now: int) -> Definitions:
     known = Definitions()
     await _carried(bus, known, ticks, now)
     asked = {(id, entry.revision) for id, entry in known.current.items()}
+    missing = [tick for tick in ticks if tick.schedule not in known.current]
     while True:
-        await _looked_up(bus, known, [tick for tick in ticks if tick.schedule not in known.current], now)
-        doubtful = [
+        await _looked_up(bus, known, missing, now)
+        asked_for = [
             tick
             for tick in ticks
             if tick.schedule in known.current
             and known.current[tick.schedule].revision >= tick.revision
             and (tick.schedule, tick.revision) not in asked
         ]
-        if not doubtful:
+        if not asked_for:
             break
-        asked |= {(tick.schedule, tick.revision) for tick in doubtful}
-        await _replaced(bus, known, doubtful)
+        asked |= {(tick.schedule, tick.revision) for tick in asked_for}
+        overtaken = await _replaced(bus, known, asked_for)
+        missing = [tick for tick in ticks if tick.schedule in overtaken]
     await _functions(bus, known)
     return known
 
 
-async def _replaced(bus: Bus, known: Definitions, ticks: Sequence[Tick]) -> None:
+async def _replaced(bus: Bus, known: Definitions, ticks: Sequence[Tick]) -> set[str]:
     """Read what is said of the revisions of these ticks, after their entries: as a rule nothing of those in force.
 
-    An entry that was replaced since is to be looked up again.
+    Returns the schedules whose entries were replaced after they had been read: of their successors nothing is known.
     """
+    overtaken = set()
     keys = {bus.names.past_key(tick.schedule, tick.revision): tick for tick in ticks}
     for key, stored in (await _pasts(bus, list(keys), ticks)).items():
         tick = keys[key]
@@ -108,6 +112,8 @@ async def _replaced(bus: Bus, known: Definitions, ticks: Sequence[Tick]) -> None
         current = known.current.get(tick.schedule)
         if past is not None and past.end is not None and current and current.revision == tick.revision:
             del known.current[tick.schedule]
+            overtaken.add(tick.schedule)
+    return overtaken
 
 
 async def _pasts(bus: Bus, keys: Sequence[str], ticks: Sequence[Tick]) -> dict[str, StoredMessage]:
@@ -168,7 +174,8 @@ async def _functions(bus: Bus, known: Definitions) -> None:
     """
     users: dict[str, list[tuple[str, int]]] = {}
     for one, past in known.past.items():
-        users.setdefault(bus.names.function_key(past.schedule.function), []).append(one)
+        if past.end is not None:
+            users.setdefault(bus.names.function_key(past.schedule.function), []).append(one)
     for key, stored in (await bus.entries(list(users))).items():
         for schedule, revision in users[key]:
             known.add_function(schedule, revision, stored)

@@ -273,8 +273,12 @@ class Chains:
             for held, revision, at in shard.superseded(token)
             if held and at > far
         }
+        entries = await self._bus.entries([self._names.schedule_key(id) for id in ids.values()])
         for key, stored in (await self._bus.entries(list(ticks))).items():
             id, revision, at = ticks[key]
+            entry = entries.get(self._names.schedule_key(id))
+            if entry is not None and entry.sequence <= revision:
+                continue  # it is in force
             try:
                 end = decode(Past, stored.payload).end
             except DecodeError as error:

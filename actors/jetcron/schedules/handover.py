@@ -12,7 +12,7 @@ from datetime import datetime
 from secrets import token_hex
 
 from jetcron import dispatch
-from jetcron.bus import Bus, StoredMessage, fenced
+from jetcron.bus import Bus, fenced
 from jetcron.clock import from_ms
 from jetcron.cycle import make_run, occurrences
 from jetcron.errors import ConfigurationError, NotFound, WrongSequence
@@ -194,25 +194,28 @@ async def _nearest(bus: Bus, id: str, at: int, within: int) -> tuple[_Reign, int
 async def _reigns(bus: Bus, id: str, until: int) -> list[_Reign]:
     """What was in force when, up to `until`, which is no later than a lead from the moment of the call.
 
-    The entry is read first: what nothing says then is replaced, or about to be, governs until then. Of what is, that
-    is known too, or is soon.
+    The entry is read first. If nothing says afterwards that it is replaced or is about to be, it governs up to then;
+    else for as long as that says, and if this is not long enough, its successor is waited for.
     """
+    overtaken = None
     while True:
         stored, current = await entry(bus, id)
         keys = await bus.subjects(bus.names.registry, bus.names.pasts_of(id))
-        found = await bus.entries(keys)
-        own = found.pop(bus.names.past_key(id, stored.sequence), None)
-        if own is None or _governs_until(own, bus.settings.lead_ms) >= until:
-            pasts = {int(key.rsplit(".", 1)[1]): decode(Past, one.payload) for key, one in found.items()}
+        found = {int(key.rsplit(".", 1)[1]): one for key, one in (await bus.entries(keys)).items()}
+        own = found.get(stored.sequence)
+        end = None if own is None else decode(Past, own.payload).end
+        if own is None or stored.sequence == overtaken:
+            governs = until  # the leader, asked again, has no successor: what is said of its end is wrong
+        elif end is None:
+            governs = own.stored_at + bus.settings.lead_ms  # what was released before the intent is its own
+        else:
+            governs = end
+        if governs >= until:
             # Of two that end together the later one never was in force.
-            return list(_in_turn(current, [pasts[number] for number in sorted(pasts)]))
+            before = [number for number in sorted(found) if number < stored.sequence]
+            return list(_in_turn(current, [decode(Past, found[number].payload) for number in before]))
+        overtaken = None if end is None else stored.sequence
         await bus.clock.sleep(_UNDECIDED_SECONDS)
-
-
-def _governs_until(past: StoredMessage, lead: int) -> int:
-    """Until when it does, at least, where that is still to be said: what was released before is its own."""
-    end = decode(Past, past.payload).end
-    return past.stored_at + lead if end is None else end
 
 
 def _in_turn(current: Schedule, pasts: Sequence[Past]) -> Iterator[_Reign]:
