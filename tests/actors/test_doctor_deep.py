@@ -15,7 +15,8 @@ from jetcron_protocol.messages import Past, Schedule, Tick
 from tests.support.nats_server import NatsServer
 from tests.support.stack import Stack
 
-HOUR = 3_600_000
+PERIOD = 1_000 * 3_600_000
+"""So long that the last two minutes of one, in which the next is near, as good as never come while tests run, ms."""
 ID = "report"
 
 
@@ -26,13 +27,13 @@ async def stack(shared_nats: NatsServer) -> AsyncIterator[Stack]:
 
 
 async def put(stack: Stack, **more: Any) -> int:
-    schedule = Schedule(id=ID, **({"function": "app.f", "every": HOUR} | more))
+    schedule = Schedule(id=ID, **({"function": "app.f", "every": PERIOD} | more))
     return (await stack.bus.publish(stack.names.schedule_key(ID), encode(schedule))).sequence
 
 
-def hour(stack: Stack, number: int) -> int:
-    """The n-th full hour from now that is not near."""
-    return ((stack.clock.now() + 120_000) // HOUR + number) * HOUR
+def period(stack: Stack, number: int) -> int:
+    """The end of the n-th full period from now that is not near."""
+    return ((stack.clock.now() + 120_000) // PERIOD + number) * PERIOD
 
 
 async def hold(stack: Stack, revision: int, at: int) -> Outgoing:
@@ -53,28 +54,28 @@ async def wrong(stack: Stack) -> list[str]:
 
 async def test_ticks_that_are_as_their_definitions_say(stack: Stack) -> None:
     old = await put(stack)
-    end = hour(stack, 1)
+    end = period(stack, 1)
     await stack.bus.publish(
         stack.names.past_key(ID, old),
-        encode(Past(schedule=Schedule(id=ID, function="app.f", every=HOUR), end=end)),
+        encode(Past(schedule=Schedule(id=ID, function="app.f", every=PERIOD), end=end)),
     )
     revision = await put(stack, armed_from=end)
     await hold(stack, old, end)
-    await hold(stack, revision, hour(stack, 2))
+    await hold(stack, revision, period(stack, 2))
     (found,) = await look(stack)
     assert (found.level, found.what) == ("ok", "2 ticks of 1 schedules: each is as its definition says")
 
 
 async def test_a_tick_at_a_time_its_definition_does_not_name(stack: Stack) -> None:
     revision = await put(stack)
-    await hold(stack, revision, hour(stack, 1))
-    await hold(stack, revision, hour(stack, 1) + 1)
+    await hold(stack, revision, period(stack, 1))
+    await hold(stack, revision, period(stack, 1) + 1)
     assert await wrong(stack) == [f"have a tick at a time their definition does not name: {ID}"]
 
 
 async def test_a_tick_that_leaves_occurrences_out(stack: Stack) -> None:
     revision = await put(stack)
-    await hold(stack, revision, hour(stack, 5))
+    await hold(stack, revision, period(stack, 5))
     assert await wrong(stack) == [f"are held for a time after their next one: {ID}"]
 
 
@@ -82,7 +83,7 @@ async def test_ticks_of_a_replaced_revision_alone(stack: Stack) -> None:
     """By their names all have a tick: doctor without --deep is content."""
     old = await put(stack)
     await put(stack)
-    await hold(stack, old, hour(stack, 1))
+    await hold(stack, old, period(stack, 1))
     assert await wrong(stack) == [
         f"are active and have no tick of their revision: {ID}",
         f"have a tick of a replaced revision: {ID}",
@@ -93,21 +94,21 @@ async def test_ticks_of_a_replaced_revision_alone(stack: Stack) -> None:
 
 async def test_ticks_of_what_is_paused_or_unknown(stack: Stack) -> None:
     revision = await put(stack, state="paused")
-    await hold(stack, revision, hour(stack, 1))
+    await hold(stack, revision, period(stack, 1))
     assert await wrong(stack) == [f"have a tick and are paused: {ID}"]
     await stack.bus.purge(stack.names.registry, stack.names.schedule_key(ID))
     assert await wrong(stack) == [f"have ticks and no definition: {ID}"]
 
 
 async def test_a_held_message_that_is_not_what_its_subject_says(stack: Stack) -> None:
-    at = hour(stack, 1)
+    at = period(stack, 1)
     revision = await put(stack)
     sound = await hold(stack, revision, at)
     headers = dict(sound.headers or {})
     tick = Tick(schedule=ID, revision=revision, at=at)
     for message, text in (
         (
-            replace(sound, payload=encode(replace(tick, at=at + HOUR))),
+            replace(sound, payload=encode(replace(tick, at=at + PERIOD))),
             "have a tick that says something else than its subject",
         ),
         (replace(sound, payload=b"\xc1"), "cannot be read by this program"),
@@ -128,7 +129,7 @@ async def test_a_held_message_that_is_not_what_its_subject_says(stack: Stack) ->
 
 async def test_what_is_once_and_has_no_tick_is_missed_though_its_time_has_passed(stack: Stack) -> None:
     """By both doctors; not while an order may stand that ends it."""
-    await put(stack, every=None, at=stack.clock.now() - HOUR, origin="data", armed_from=stack.clock.now())
+    await put(stack, every=None, at=stack.clock.now() - PERIOD, origin="data", armed_from=stack.clock.now())
     assert await wrong(stack) == [f"are active and have no tick of their revision: {ID}"]
     (shallow,) = [one for one in await examine(stack.settings) if one.about == "schedules"]
     assert (shallow.level, shallow.what) == ("wrong", f"1 of 1 schedules have no tick: {ID}")
