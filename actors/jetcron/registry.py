@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 import structlog
 
 from jetcron import dispatch, intents
-from jetcron.bus import DELETED, MAX_BATCH, OPERATION, TTL, Bus, Delivery, Outgoing, StoredMessage, fenced
+from jetcron.bus import MAX_BATCH, TTL, Bus, Delivery, Outgoing, StoredMessage, fenced
 from jetcron.carried import Copy, note_restored
 from jetcron.clock import Clock
 from jetcron.cycle import Entry, first_tick, next_occurrence, successor_armed_from
@@ -278,7 +278,7 @@ class Registry:
 def _held(kind: type[M], stored: StoredMessage | None) -> Held[M]:
     if stored is None:
         return Held()
-    if stored.headers.get(OPERATION) in DELETED:
+    if stored.deleted:
         return Held(None, stored.sequence)
     return Held(decode(kind, stored.payload), stored.sequence)
 

@@ -134,7 +134,15 @@ async def carries_its_entry(stack: Stack) -> None:
     assert (newest.revision, newest.entry) == (stored.sequence, stored.payload)
 
 
-async def test_a_replaced_revision_is_not_believed(stack: Stack) -> None:
+async def test_a_replaced_revision_is_not_believed(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    rare = stack.bus.rare
+
+    async def noted(stream: str, subjects: Sequence[str], *, witness: str) -> Any:
+        read.extend(subjects)
+        return await rare(stream, subjects, witness=witness)
+
+    monkeypatch.setattr(stack.bus, "rare", noted)
     old = await put(stack, report())
     new = await replace(stack, old, payload="new")
     await due(stack, old, encode(report(payload="carried")))
@@ -145,6 +153,7 @@ async def test_a_replaced_revision_is_not_believed(stack: Stack) -> None:
         old: None,
         new: encode(report(payload="carried by the new one")),
     }
+    assert read.count(stack.names.past_key(ID, old)) == 2, "beside the copy, and again after the entry"
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from jetcron.bus.publish import (
     with_id,
 )
 from jetcron.bus.pull import Consumer, Delivery
-from jetcron.bus.read import DELETED, OPERATION, StoredMessage, StreamState, rfc3339_ms
+from jetcron.bus.read import OPERATION, StoredMessage, StreamState, rfc3339_ms
 from jetcron.bus.wire import Message
 
 
@@ -36,7 +36,6 @@ class Bus(Objects):
 
 
 __all__ = [
-    "DELETED",
     "LONGEST",
     "MAX_BATCH",
     "MSG_ID",

@@ -20,7 +20,7 @@ from jetcron.errors import NotFound, TryAgain
 MAX_MULTI = 1000
 """Subjects asked for in one multi-get; the server returns at most 1,024."""
 _NAMES_PAGE = 100_000
-DELETED = ("DEL", "PURGE")
+_DELETED = ("DEL", "PURGE")
 OPERATION = "KV-Operation"
 
 
@@ -33,6 +33,11 @@ class StoredMessage:
     payload: bytes
     headers: Headers = field(default_factory=dict)
     stored_at: int = 0
+
+    @property
+    def deleted(self) -> bool:
+        """Whether it says that its key was removed."""
+        return self.headers.get(OPERATION) in _DELETED
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +112,7 @@ class Reader(Link):
     async def entry(self, subject: str) -> StoredMessage | None:
         """The registry entry stored on `subject`, from the leader; None if absent or deleted."""
         found = await self.last(self.names.registry, subject)
-        return None if found is None or found.headers.get(OPERATION) in DELETED else found
+        return None if found is None or found.deleted else found
 
     async def multi_last(self, stream: str, subjects: Sequence[str]) -> dict[str, StoredMessage]:
         """The last message of each subject (wildcards allowed), by subject; at most 1,024 come back.
@@ -179,7 +184,7 @@ class Reader(Link):
     async def entries(self, keys: Sequence[str]) -> dict[str, StoredMessage]:
         """The registry's entries of these keys, by key, without deleted ones."""
         found = await self.multi_last_all(self.names.registry, keys)
-        return {key: entry for key, entry in found.items() if entry.headers.get(OPERATION) not in DELETED}
+        return {key: entry for key, entry in found.items() if not entry.deleted}
 
     async def _direct(self, stream: str, query: dict[str, Any]) -> tuple[list[StoredMessage], int]:
         """A batched direct get: the messages, and the sequence up to which the replica had read."""

@@ -8,7 +8,7 @@ reason, for another copy may know better.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from jetcron.bus import DELETED, OPERATION, Bus, StoredMessage
+from jetcron.bus import Bus, StoredMessage
 from jetcron.carried import Copy, copy_of, restored, schedule_in
 from jetcron.cycle import Entry
 from jetcron_protocol.codec import DecodeError, decode
@@ -121,7 +121,7 @@ async def _pasts(bus: Bus, keys: Sequence[str], ticks: Sequence[Tick]) -> dict[s
     found = await bus.rare(names.registry, keys, witness=names.schedule_key(ticks[0].schedule))
     if found is None:
         return await bus.entries(keys)
-    return {key: stored for key, stored in found[0].items() if stored.headers.get(OPERATION) not in DELETED}
+    return {key: stored for key, stored in found[0].items() if not stored.deleted}
 
 
 async def _carried(bus: Bus, known: Definitions, ticks: Sequence[Tick], now: int) -> None:

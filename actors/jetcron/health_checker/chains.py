@@ -273,10 +273,12 @@ class Chains:
             for held, revision, at in shard.superseded(token)
             if held and at > far
         }
-        entries = await self._bus.entries([self._names.schedule_key(id) for id in ids.values()])
-        for key, stored in (await self._bus.entries(list(ticks))).items():
-            id, revision, at = ticks[key]
-            entry = entries.get(self._names.schedule_key(id))
+        current = [self._names.schedule_key(id) for id in {id for id, _, _ in ticks.values()}]
+        entries = await self._bus.entries([*ticks, *current])
+        for key, (id, revision, at) in ticks.items():
+            stored, entry = entries.get(key), entries.get(self._names.schedule_key(id))
+            if stored is None:
+                continue
             if entry is not None and entry.sequence <= revision:
                 continue  # it is in force
             try:
