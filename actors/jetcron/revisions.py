@@ -6,6 +6,7 @@ registry holds, and the time; cron-sync carries the decision out.
 
 from collections.abc import Mapping
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any, Literal
 
 from jetcron.cycle import next_occurrence, occurrences
@@ -20,6 +21,7 @@ FUNCTION = "its function"
 END = "its end"
 """Who changed a schedule that fired for the last time."""
 _AFRESH = "allowed is an update that gives it times to come"
+_beside_end = attrgetter(*(name for name in FIELDS if name != "end"))
 _NEAR = 64
 """So many occurrences are walked one by one; further ones are searched for by counting."""
 _FIRST_REACH = 3_600_000
@@ -48,7 +50,9 @@ def created(wanted: Schedule, previous: Schedule | None) -> str | None:
     return f"there is a schedule {wanted.id!r} already; allowed is another id, or an update of that one"
 
 
-def updated(id: str, changes: Mapping[str, Any], previous: Schedule | None, *, now: int) -> Checked:
+def updated(
+    id: str, changes: Mapping[str, Any], previous: Schedule | None, *, now: int, by: str | None = None
+) -> Checked:
     """The schedule with these changes. A new kind of time takes the place of the old one."""
     if previous is None or previous.state == "deleted":
         return Checked(id, faults=[_absent(id)])
@@ -59,7 +63,7 @@ def updated(id: str, changes: Mapping[str, Any], previous: Schedule | None, *, n
         for name in WHEN:
             merged.pop(name, None)
     merged |= {name: value for name, value in changes.items() if name in FIELDS}
-    found = check({"id": id, **merged}, now=now)
+    found = check({"id": id, **merged}, now=now, by=by)
     # What has ended begins again, for it fires again.
     if found.schedule is not None and previous.state == "ended":
         armed = max(now, previous.armed_from)
@@ -71,7 +75,7 @@ def updated(id: str, changes: Mapping[str, Any], previous: Schedule | None, *, n
     return found
 
 
-def moved(id: str, move: Move, previous: Schedule | None) -> Schedule | str:
+def moved(id: str, move: Move, previous: Schedule | None, *, by: str | None = None) -> Schedule | str:
     """The schedule in its new state; a text: why it cannot be."""
     if previous is None or previous.state == "deleted":
         return _absent(id)
@@ -79,13 +83,13 @@ def moved(id: str, move: Move, previous: Schedule | None) -> Schedule | str:
         return _in_code(id)
     match move:
         case "delete":
-            return replace(previous, state="deleted", with_function=False)
+            return replace(previous, state="deleted", with_function=False, by=by)
         case "archive":
-            return replace(previous, state="archived", with_function=False)
+            return replace(previous, state="archived", with_function=False, by=by)
         case "unpause" if previous.state in ("active", "paused", "archived"):
-            return replace(previous, state="active", with_function=False)
+            return replace(previous, state="active", with_function=False, by=by)
         case "pause" if previous.state in ("active", "paused"):
-            return replace(previous, state="paused", with_function=False)
+            return replace(previous, state="paused", with_function=False, by=by)
     allowed = _AFRESH.removeprefix("allowed is ") if previous.state == "ended" else "an unpause"
     return f"{id!r} is {previous.state} and cannot be {move}{'' if move.endswith('e') else 'e'}d; allowed is {allowed}"
 
@@ -119,7 +123,7 @@ def same(one: Schedule, other: Schedule) -> bool:
         one.state == other.state
         and one.with_function == other.with_function
         and one.origin == other.origin
-        and all(getattr(one, name) == getattr(other, name) for name in FIELDS if name != "end")
+        and _beside_end(one) == _beside_end(other)
         and _end_given(one) == _end_given(other)
     )
 
