@@ -7,7 +7,6 @@ I/O, no clock.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from operator import attrgetter
 from typing import Any
 
 from jetcron.cron import parse
@@ -57,7 +56,6 @@ DEFAULTS: Mapping[str, Any] = {
     "tags": [],
 }
 EXECUTES = ("jetcron", "other")
-_fields = attrgetter(*FIELDS)
 
 
 @dataclass(slots=True)
@@ -71,7 +69,7 @@ class Checked:
 
 def definition(schedule: Schedule) -> dict[str, Any]:
     """What the author of a schedule gave, as it travels; what is left out is as it is by default."""
-    given = dict(zip(FIELDS, _fields(schedule), strict=True))
+    given = {name: getattr(schedule, name) for name in FIELDS}
     if schedule.max_runs is not None:
         given["end"] = schedule.end_given
     return {name: value for name, value in given.items() if value is not None and value != DEFAULTS.get(name)}

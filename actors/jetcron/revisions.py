@@ -6,7 +6,6 @@ registry holds, and the time; cron-sync carries the decision out.
 
 from collections.abc import Mapping
 from dataclasses import replace
-from operator import attrgetter
 from typing import Any, Literal
 
 from jetcron.cycle import next_occurrence, occurrences
@@ -21,7 +20,6 @@ FUNCTION = "its function"
 END = "its end"
 """Who changed a schedule that fired for the last time."""
 _AFRESH = "allowed is an update that gives it times to come"
-_beside_end = attrgetter(*(name for name in FIELDS if name != "end"))
 _NEAR = 64
 """So many occurrences are walked one by one; further ones are searched for by counting."""
 _FIRST_REACH = 3_600_000
@@ -123,7 +121,7 @@ def same(one: Schedule, other: Schedule) -> bool:
         one.state == other.state
         and one.with_function == other.with_function
         and one.origin == other.origin
-        and _beside_end(one) == _beside_end(other)
+        and all(getattr(one, name) == getattr(other, name) for name in FIELDS if name != "end")
         and _end_given(one) == _end_given(other)
     )
 

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from decimal import Decimal
 from enum import Enum
 from itertools import chain
-from operator import attrgetter
 from typing import Any, TypeVar, cast
 from uuid import UUID
 
@@ -131,26 +130,16 @@ def _hashable(key: Any) -> Any:
     return key
 
 
-_Reader = Callable[[Any], tuple[Any, ...]]
-_readers: dict[type, tuple[tuple[str, ...], _Reader]] = {}
+_names: dict[type, tuple[str, ...]] = {}
 _adapters: dict[type, TypeAdapter[Any]] = {}
 
 
 def _fields(message: Any) -> dict[str, Any]:
     kind = type(message)
-    known = _readers.get(kind)
-    if known is None:
-        names = tuple(f.name for f in dataclasses.fields(kind))
-        known = _readers[kind] = names, _reader(names)
-    names, read = known
-    return {name: value for name, value in zip(names, read(message), strict=True) if value is not None}
-
-
-def _reader(names: tuple[str, ...]) -> _Reader:
-    """Reads these attributes of a message at one go: every message that is sent passes here."""
-    if len(names) > 1:
-        return attrgetter(*names)
-    return lambda message: tuple(getattr(message, name) for name in names)
+    names = _names.get(kind)
+    if names is None:
+        names = _names[kind] = tuple(f.name for f in dataclasses.fields(kind))
+    return {name: value for name in names if (value := getattr(message, name)) is not None}
 
 
 def _nested(value: object) -> Any:
