@@ -51,17 +51,16 @@ _FIRING = (*WHEN, "timezone", "dst", "start", "end")
 """What it takes to tell whether it fires at all."""
 
 
-def check(raw: object, *, now: int, faulty: Collection[str] = (), by: str | None = None) -> Checked:
+def check(raw: object, *, now: int, faulty: Collection[str] = ()) -> Checked:
     """The schedule that a map defines, or everything that is wrong with it.
 
-    `now` (epoch ms) is from when it counts, `by` who gives it. `faulty` are fields that are known to be wrong: they are
-    not looked at.
+    `now` (epoch ms) is from when it counts. `faulty` are fields that are known to be wrong: they are not looked at.
     """
     if not isinstance(raw, Mapping):
         return Checked("", faults=[f"a schedule is a map, not {type(raw).__name__}"])
     found = _Fields(raw, faulty)
     id = raw.get("id")
-    return Checked(id if isinstance(id, str) else "", found.schedule(now, by), found.faults)
+    return Checked(id if isinstance(id, str) else "", found.schedule(now), found.faults)
 
 
 def check_changes(raw: Mapping[str, Any], *, faulty: Collection[str] = ()) -> list[str]:
@@ -86,10 +85,10 @@ class _Fields:
         self._faulty = set(faulty)
         self.faults: list[str] = []
 
-    def schedule(self, now: int, by: str | None) -> Schedule | None:
+    def schedule(self, now: int) -> Schedule | None:
         self.look()
         sound = not self.faults and not self._faulty
-        schedule = self._made(by) if sound else None
+        schedule = self._made() if sound else None
         self._fires(schedule, now)
         return None if self.faults else schedule
 
@@ -114,11 +113,11 @@ class _Fields:
         self._when()
         self._order()
 
-    def _made(self, by: str | None) -> Schedule:
+    def _made(self) -> Schedule:
         fields = {name: self._raw[name] for name in ("id", *FIELDS) if name in self._raw}
         # Beside `max_runs` the end in force is computed; the author's own is kept apart.
         given = fields.get("end") if "max_runs" in fields else None
-        return Schedule(**fields, origin="data", end_given=given, by=by)
+        return Schedule(**fields, origin="data", end_given=given)
 
     def _get(self, name: str) -> Any:
         return self._raw.get(name, DEFAULTS[name])

@@ -11,7 +11,7 @@ Owns how an intent begins, and that it ends by itself: if cron-sync dies or is f
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -21,7 +21,7 @@ from jetcron.clock import Clock
 from jetcron.cycle import Entry
 from jetcron.errors import WrongSequence
 from jetcron_protocol.codec import DecodeError, decode
-from jetcron_protocol.messages import Past, Schedule
+from jetcron_protocol.messages import Past
 
 INTENT_KEPT = 5
 """How long an intent counts, in seconds: so long, at most, the ticks of its revision wait."""
@@ -60,7 +60,7 @@ async def _store(bus: Bus, to_replace: Sequence[Entry], expected: Mapping[str, i
         dispatch.past(
             bus.names,
             one.revision,
-            Past(schedule=_named(one.schedule)),
+            Past(schedule=replace(one.schedule, payload=None)),
             keep=INTENT_KEPT,
             expected=expected.get(one.schedule.id, 0),
         )
@@ -68,11 +68,6 @@ async def _store(bus: Bus, to_replace: Sequence[Entry], expected: Mapping[str, i
     ]
     first = await bus.publish_atomic(batch) - len(batch) + 1
     return {one.schedule.id: first + position for position, one in enumerate(to_replace)}
-
-
-def _named(schedule: Schedule) -> Schedule:
-    """Which schedule an intent is of: all else stands in its entry still."""
-    return Schedule(id=schedule.id, function=schedule.function, origin=schedule.origin)
 
 
 async def _standing(bus: Bus, to_replace: Sequence[Entry]) -> dict[str, int]:

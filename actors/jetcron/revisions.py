@@ -48,9 +48,7 @@ def created(wanted: Schedule, previous: Schedule | None) -> str | None:
     return f"there is a schedule {wanted.id!r} already; allowed is another id, or an update of that one"
 
 
-def updated(
-    id: str, changes: Mapping[str, Any], previous: Schedule | None, *, now: int, by: str | None = None
-) -> Checked:
+def updated(id: str, changes: Mapping[str, Any], previous: Schedule | None, *, now: int) -> Checked:
     """The schedule with these changes. A new kind of time takes the place of the old one."""
     if previous is None or previous.state == "deleted":
         return Checked(id, faults=[_absent(id)])
@@ -61,7 +59,7 @@ def updated(
         for name in WHEN:
             merged.pop(name, None)
     merged |= {name: value for name, value in changes.items() if name in FIELDS}
-    found = check({"id": id, **merged}, now=now, by=by)
+    found = check({"id": id, **merged}, now=now)
     # What has ended begins again, for it fires again.
     if found.schedule is not None and previous.state == "ended":
         armed = max(now, previous.armed_from)
@@ -73,7 +71,7 @@ def updated(
     return found
 
 
-def moved(id: str, move: Move, previous: Schedule | None, *, by: str | None = None) -> Schedule | str:
+def moved(id: str, move: Move, previous: Schedule | None) -> Schedule | str:
     """The schedule in its new state; a text: why it cannot be."""
     if previous is None or previous.state == "deleted":
         return _absent(id)
@@ -81,13 +79,13 @@ def moved(id: str, move: Move, previous: Schedule | None, *, by: str | None = No
         return _in_code(id)
     match move:
         case "delete":
-            return replace(previous, state="deleted", with_function=False, by=by)
+            return replace(previous, state="deleted", with_function=False)
         case "archive":
-            return replace(previous, state="archived", with_function=False, by=by)
+            return replace(previous, state="archived", with_function=False)
         case "unpause" if previous.state in ("active", "paused", "archived"):
-            return replace(previous, state="active", with_function=False, by=by)
+            return replace(previous, state="active", with_function=False)
         case "pause" if previous.state in ("active", "paused"):
-            return replace(previous, state="paused", with_function=False, by=by)
+            return replace(previous, state="paused", with_function=False)
     allowed = _AFRESH.removeprefix("allowed is ") if previous.state == "ended" else "an unpause"
     return f"{id!r} is {previous.state} and cannot be {move}{'' if move.endswith('e') else 'e'}d; allowed is {allowed}"
 

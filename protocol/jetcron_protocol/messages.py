@@ -167,8 +167,7 @@ class Schedule:
 class Past:
     """A replaced schedule entry: in force up to and including `end`.
 
-    Without an end it is an intent: the entry is about to be replaced, and nobody knows yet until when it governs. Of
-    the schedule it says `id`, `function` and `origin` alone; all else stands in the entry.
+    Without an end it is an intent: the entry is about to be replaced, and nobody knows yet until when it governs.
     """
 
     kind: ClassVar[str] = "past"

@@ -6,7 +6,7 @@ process dies in one, it comes again: what it wrote bears its sequence and is not
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from jetcron.bus import MAX_BATCH, Delivery
@@ -77,10 +77,10 @@ class Orders:
     async def _create(self, command: SyncCommand, delivery: Delivery, applied: Applied) -> None:
         judged = Judged()
         for number, raw in enumerate(command.schedules, 1):
-            found = check(raw, now=delivery.stored_at, by=command.by)
+            found = check(raw, now=delivery.stored_at)
             judged.fault(found.name or f"#{number}", *found.faults)
             if found.schedule is not None:
-                judged.wanted.append(found.schedule)
+                judged.wanted.append(replace(found.schedule, by=command.by))
         _once(judged, _ids(command.schedules))
         functions = await self._functions(judged, _uses(command.schedules))
         judged.raise_faults()
@@ -128,10 +128,10 @@ class Orders:
                 judged.wanted.append(_standing(held[id]))
                 continue
             self._fence(judged, command, id, held[id])
-            found = updated(id, raw, held[id].value, now=delivery.stored_at, by=command.by)
+            found = updated(id, raw, held[id].value, now=delivery.stored_at)
             judged.fault(id, *found.faults)
             if found.schedule is not None:
-                open_.append(found.schedule)
+                open_.append(replace(found.schedule, by=command.by))
                 if raw.get("function") is not None or found.schedule.state == "active":
                     uses.append(_Use(id, found.schedule.function, found.schedule.overlap))
             elif held[id].value is not None:
@@ -154,11 +154,11 @@ class Orders:
                 judged.wanted.append(_standing(found))
                 continue
             self._fence(judged, command, id, found)
-            made = moved(id, move, found.value, by=command.by)
+            made = moved(id, move, found.value)
             if isinstance(made, str):
                 judged.fault(id, made)
             else:
-                open_.append(made)
+                open_.append(replace(made, by=command.by))
         judged.raise_faults()
         judged.wanted += self._beside(open_, functions, applied)
         await self._registry.put_schedules(judged.wanted, delivery, applied, held=held)
