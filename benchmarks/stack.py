@@ -134,6 +134,11 @@ class Stack:
             await actor.ready()
         return started
 
+    def stop(self, actor: Actor) -> None:
+        """End one of them."""
+        self.actors.remove(actor)
+        actor.stop()
+
 
 @contextlib.asynccontextmanager
 async def stack() -> AsyncIterator[Stack]:

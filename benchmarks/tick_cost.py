@@ -1,41 +1,62 @@
 """What a tick costs among few schedules and among many, on two servers side by side.
 
 The speed of a shared machine may change by half from one second to the next, so the two take turns: a lone tick here,
-then one there, as the time from its release to its run; then a thousand due together here and there, as the CPU of
-cron-tick and of nats-server from their release until all are turned and their successors held. Pairs follow each other
-within seconds, and it is their ratios that count.
+then one there, as the time from when it is due until its run can be taken; then a thousand together here and there, as
+the CPU that cron-tick and nats-server take from their release until all are turned and their successors held. What is
+compared are pairs that follow each other within seconds; figures are medians [and quartiles]. Each round has new
+cron-ticks, for no two processes are equally fast. Once with ticks that carry copies of their entries, once with such as
+do not. No health-checker sweeps meanwhile: that is measured by itself.
 """
 
 import asyncio
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import TypeVar
 
+from benchmarks.due import COLD, Revisions, hold, let_go, scattered, soonest, tick_of
 from benchmarks.stack import Actor, Stack, percentile, spent
-from benchmarks.yearly import COLD, Revisions, hold, let_go, scattered, soonest, tick
+from jetcron.bus import Consumer
 from jetcron_protocol.codec import encode
 
-ALONE = 200
+ALONE = 80
+"""In a round, on each side, beside the first few, which warm a new process."""
+WARM = 20
 BURST = 1_000
 BURSTS = 10
 """In a round, on each side: together no more ticks than the smaller side has schedules."""
 ROUNDS = 3
 APART = 1500
 """Milliseconds from one burst to the other side's."""
+REST = 0.2
+"""Seconds without work after which cron-tick has turned what there was."""
+LATEST = 2.0
+"""Seconds within which it has begun."""
+WORK = 0.001
+"""CPU seconds within 0.01 s that are work."""
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Side:
     """A server with so many schedules, and the cron-tick that works for it."""
 
     running: Stack
     cron_tick: Actor
     revisions: "Revisions[int]"
+
+    async def renew(self) -> None:
+        """Another cron-tick, and no run waits."""
+        self.running.stop(self.cron_tick)
+        (self.cron_tick,) = await self.running.start(("cron-tick",))
+        bus = self.running.bus
+        await bus.purge(bus.names.work, bus.names.run_ready("bench.due"))
+
+    @property
+    def turned(self) -> float:
+        return self.cron_tick.metric("jetcron_ticks_turned_total")
 
 
 @dataclass(frozen=True)
@@ -52,36 +73,44 @@ class Burst:
 
 async def compare(few: Side, many: Side) -> None:
     """Print what a tick costs on either side, and how the two compare."""
-    await lone_pairs(few, many, ALONE // 4, 5)  # warm
-    lone = await lone_pairs(few, many, ALONE, 1)
-    bursts = [pair for number in range(ROUNDS) for pair in await burst_pairs(few, many, number)]
-    for side, times, costs in zip(
-        (few, many), zip(*lone, strict=True), zip(*bursts, strict=True), strict=True
-    ):
+    for copy in (True, False):
+        lone: list[tuple[float, float]] = []
+        bursts: list[tuple[Burst, Burst]] = []
+        for number in range(ROUNDS):
+            for side in (few, many):
+                await side.renew()
+            lone += (await lone_pairs(few, many, number, copy=copy))[WARM:]
+            bursts += await burst_pairs(few, many, number, copy=copy)
+        print(f"ticks {'with copies of their entries' if copy else 'without copies'}:")
+        for side, times, costs in zip(
+            (few, many), zip(*lone, strict=True), zip(*bursts, strict=True), strict=True
+        ):
+            print(
+                f"  among {len(side.revisions):,}, {len(costs)} bursts of {BURST:,}: "
+                f"cron-tick's CPU {middle([cost.cron_tick for cost in costs], 3)} ms, "
+                f"nats-server's {middle([cost.server for cost in costs], 3)} ms; "
+                f"{len(times)} alone, due to run: {middle(times, 1)} ms, p99 {percentile(list(times), 0.99):.1f}"
+            )
         print(
-            f"a tick among {len(side.revisions):,}, in {len(costs)} bursts of {BURST:,}: "
-            f"cron-tick's CPU {quartiles([cost.cron_tick for cost in costs])} ms, "
-            f"nats-server's {quartiles([cost.server for cost in costs])} ms (median, quartiles); "
-            f"alone, release to run: p50 {percentile(list(times), 0.5):.1f} ms, p99 {percentile(list(times), 0.99):.1f}"
+            f"  among {len(many.revisions):,} instead of {len(few.revisions):,}, as a ratio: "
+            f"CPU {compared(bursts, lambda cost: cost.both)} "
+            f"(cron-tick's {compared(bursts, lambda cost: cost.cron_tick)}, "
+            f"nats-server's {compared(bursts, lambda cost: cost.server)}), "
+            f"time alone {compared(lone, float)}"
         )
-    print(
-        f"among {len(many.revisions):,} instead of {len(few.revisions):,} a tick costs "
-        f"{ratio(bursts, lambda cost: cost.both):.2f} times the CPU "
-        f"(cron-tick's {ratio(bursts, lambda cost: cost.cron_tick):.2f}, "
-        f"nats-server's {ratio(bursts, lambda cost: cost.server):.2f}) "
-        f"and alone {ratio(lone, float):.2f} times the time "
-        f"(medians of the ratios of {len(bursts)} and {len(lone)} pairs)"
-    )
 
 
-def ratio(pairs: Sequence[tuple[T, T]], of: Callable[[T], float]) -> float:
-    """How the second of a pair compares with the first, as a rule."""
-    return statistics.median(of(second) / of(first) for first, second in pairs)
+def compared(pairs: Sequence[tuple[T, T]], of: Callable[[T], float]) -> str:
+    """How the second of a pair compares with the first, and all the seconds with all the firsts."""
+    ratios = [of(second) / of(first) for first, second in pairs]
+    sums = sum(of(second) for _, second in pairs) / sum(of(first) for first, _ in pairs)
+    return f"{middle(ratios, 2)}, of the sums {sums:.2f}"
 
 
-def quartiles(values: Sequence[float]) -> str:
+def middle(values: Sequence[float], digits: int) -> str:
+    """The median [and the quartiles]."""
     low, median, high = statistics.quantiles(values, n=4)
-    return f"{median:.3f} ({low:.3f} to {high:.3f})"
+    return f"{median:.{digits}f} [{low:.{digits}f} to {high:.{digits}f}]"
 
 
 def in_turn(few: Side, many: Side, pairs: int) -> Iterator[tuple[Side, Side]]:
@@ -90,38 +119,42 @@ def in_turn(few: Side, many: Side, pairs: int) -> Iterator[tuple[Side, Side]]:
         yield (few, many) if number % 2 == 0 else (many, few)
 
 
-async def lone_pairs(few: Side, many: Side, pairs: int, shift: int) -> list[tuple[float, float]]:
-    """Milliseconds from a tick's release to its run on either side, one tick at a time."""
+async def lone_pairs(few: Side, many: Side, shift: int, *, copy: bool) -> list[tuple[float, float]]:
+    """Milliseconds from a due tick to its run on either side, one at a time. Before, nothing is read for a while."""
+    pairs = WARM + ALONE
     numbers = {side: iter(scattered(side.revisions, pairs, shift)) for side in (few, many)}
     await asyncio.sleep(COLD)
     found = []
-    async with listening(few) as here, listening(many) as there:
+    async with runs_of(few) as here, runs_of(many) as there:
         runs = {few: here, many: there}
         for order in in_turn(few, many, pairs):
-            took = {side: await alone(side, next(numbers[side]), runs[side]) for side in order}
+            took = {side: await alone(side, next(numbers[side]), runs[side], copy=copy) for side in order}
             found.append((took[few], took[many]))
     return found
 
 
-def listening(side: Side) -> AbstractAsyncContextManager["asyncio.Queue[tuple[str, bytes]]"]:
-    """Hear of the runs made there."""
+def runs_of(side: Side) -> Consumer:
     bus = side.running.bus
-    return bus.listen(bus.names.run_ready("bench.due"))
+    return bus.consume(bus.names.work, bus.names.run_consumer("bench.due"))
 
 
-async def alone(side: Side, number: int, runs: "asyncio.Queue[tuple[str, bytes]]") -> float:
-    """Milliseconds from this schedule's released tick to its run."""
+async def alone(side: Side, number: int, runs: Consumer, *, copy: bool) -> float:
+    """Milliseconds from this schedule's due tick until its run has come to who asked for it."""
     bus = side.running.bus
-    due = tick(side.revisions, number, bus.clock.now() + 500)
+    due = tick_of(side.revisions, number, bus.clock.now() + 500, copy=copy)
     await let_go(side.running, due)
+    run = asyncio.ensure_future(runs.fetch(1, wait=30))
+    await asyncio.sleep(0.01)
     began = time.perf_counter()
     await bus.post(bus.names.tick_due(due.schedule, due.revision, due.at), encode(due))
-    await runs.get()
-    return (time.perf_counter() - began) * 1000
+    (delivery,) = await run
+    took = (time.perf_counter() - began) * 1000
+    await delivery.ack()
+    return took
 
 
-async def burst_pairs(few: Side, many: Side, shift: int) -> list[tuple[Burst, Burst]]:
-    """Bursts of scattered schedules, in turn on either side."""
+async def burst_pairs(few: Side, many: Side, shift: int, *, copy: bool) -> list[tuple[Burst, Burst]]:
+    """Bursts of scattered schedules, in turn on either side. Before the first, nothing is read for a while."""
     at = soonest(few.running, 2 * BURST * BURSTS)
     sides = [side for order in in_turn(few, many, BURSTS) for side in order]
     plan = [(side, at + place * APART) for place, side in enumerate(sides)]
@@ -131,7 +164,7 @@ async def burst_pairs(few: Side, many: Side, shift: int) -> list[tuple[Burst, Bu
         await hold(
             side.running,
             [
-                tick(side.revisions, number, when)
+                tick_of(side.revisions, number, when, copy=copy)
                 for place, when in enumerate(times)
                 for number in numbers[place::BURSTS]
             ],
@@ -144,16 +177,27 @@ async def burst_pairs(few: Side, many: Side, shift: int) -> list[tuple[Burst, Bu
 
 async def burst(side: Side, at: int) -> Burst:
     """Wait for the ticks due at `at`, until all are turned."""
-    bus, server, cron_tick = side.running.bus, side.running.server.pid, side.cron_tick
-    left = (at - side.running.settings.lead_ms - bus.clock.now()) / 1000
+    left = (at - side.running.settings.lead_ms - side.running.bus.clock.now()) / 1000
     if left < 0.2:
-        raise RuntimeError(
-            f"this machine is too slow or too busy: the burst before took {0.2 - left:.1f} s too long"
-        )
+        raise RuntimeError("this machine is too slow or too busy: the burst before took too long")
     await asyncio.sleep(left - 0.2)
-    turned = cron_tick.metric("jetcron_ticks_turned_total")
-    cpu, theirs = cron_tick.cpu(), spent(server)
-    await asyncio.sleep(0.3)
-    while cron_tick.metric("jetcron_ticks_turned_total") < turned + BURST:
-        await asyncio.sleep(0.05)
-    return Burst((cron_tick.cpu() - cpu) / BURST * 1000, (spent(server) - theirs) / BURST * 1000)
+    all_turned = side.turned + BURST
+    await asyncio.sleep(0.15)
+    cpu, server = side.cron_tick.cpu(), spent(side.running.server.pid)
+    rest = await at_rest(side)
+    while side.turned < all_turned:  # as a rule they are: to ask costs CPU, so it is done last
+        rest = await at_rest(side)
+    return Burst((rest - cpu) / BURST * 1000, (spent(side.running.server.pid) - server) / BURST * 1000)
+
+
+async def at_rest(side: Side) -> float:
+    """Wait until cron-tick has worked, and no more since a moment; its CPU seconds when it had done."""
+    before = done = side.cron_tick.cpu()
+    worked_at = time.monotonic() + LATEST
+    while time.monotonic() - worked_at < REST:
+        await asyncio.sleep(0.01)
+        cpu = side.cron_tick.cpu()
+        if cpu - before > WORK:
+            done, worked_at = cpu, time.monotonic()
+        before = cpu
+    return done

@@ -1,11 +1,12 @@
-"""Schedules of a year's cycle, as a user creates many, and their ticks, due when a measurement wants them.
+"""Schedules as a user creates many, and their ticks, due when a measurement wants them.
 
-A tick is held in the place of the one its schedule held, and carries the copy of its entry that the tick before it
-would have left on it. Nothing is read for a while before it is released.
+By themselves they fire once a year, so that nothing comes between. A tick is held in the place of the one its schedule
+held. It carries a copy of its entry a day old, as those of schedules do that fire once a week or more often; or none,
+as of rarer ones: then cron-tick reads the entry.
 """
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.stack import Stack
@@ -32,10 +33,11 @@ def shown(number: int) -> dict[str, Any]:
     return {"payload": {"tenant": number, "format": "pdf"}, "tags": [f"plan-{number % 3}"]}
 
 
-async def create(running: Stack, revisions: "Revisions[int]", count: int) -> None:
-    """Schedules number len(revisions) to `count`, as a user creates many."""
+async def create(running: Stack, count: int) -> "Revisions[int]":
+    """So many schedules, as a user creates them."""
+    revisions: Revisions[int] = array("Q")
     async with Client(running.settings) as client:
-        for start in range(len(revisions), count, PORTION):
+        for start in range(0, count, PORTION):
             made = await client.schedules.create_many(
                 {
                     "id": f"tenant-{number}",
@@ -46,6 +48,7 @@ async def create(running: Stack, revisions: "Revisions[int]", count: int) -> Non
                 for number in range(start, min(start + PORTION, count))
             )
             revisions.extend(one.revision or 0 for one in made)
+    return revisions
 
 
 def scattered(revisions: "Revisions[int]", count: int, shift: int) -> list[int]:
@@ -54,9 +57,11 @@ def scattered(revisions: "Revisions[int]", count: int, shift: int) -> list[int]:
     return [(number * step + shift) % len(revisions) for number in range(count)]
 
 
-def tick(revisions: "Revisions[int]", number: int, at: int) -> Tick:
-    """The tick of a schedule for `at` (epoch ms), with the copy of its entry that the tick before would have left."""
+def tick_of(revisions: "Revisions[int]", number: int, at: int, *, copy: bool = True) -> Tick:
+    """The tick of a schedule for `at` (epoch ms), with a copy of its entry or without."""
     bare = Tick(schedule=f"tenant-{number}", revision=revisions[number], at=at)
+    if not copy:
+        return bare
     read_at = at - DAY * 1000
     entry = Schedule(
         id=bare.schedule,
@@ -83,15 +88,14 @@ def soonest(running: Stack, count: int) -> int:
     return now + 1000 + round((COLD + count / PACE) * 1000) + running.settings.lead_ms
 
 
-async def hold(running: Stack, ticks: Iterable[Tick]) -> None:
-    """Have these ticks held, in the place of those that were."""
+async def hold(running: Stack, ticks: Sequence[Tick]) -> None:
+    """Have these ticks held, in the place of those that were. Nothing is read for `COLD` before the first is due."""
     bus, lead = running.bus, running.settings.lead_ms
-    given = list(ticks)
-    for start in range(0, len(given), 1000):
-        messages = [dispatch.held_tick(bus.names, tick, lead) for tick in given[start : start + 1000]]
+    for start in range(0, len(ticks), 1000):
+        messages = [dispatch.held_tick(bus.names, one, lead) for one in ticks[start : start + 1000]]
         await bus.publish_atomic(messages, timeout=60)
-    await each(lambda tick: let_go(running, tick), given)
-    left = (min(tick.at for tick in given) - lead - bus.clock.now()) / 1000
+    await each(lambda one: let_go(running, one), ticks)
+    left = (min(one.at for one in ticks) - lead - bus.clock.now()) / 1000
     if left < COLD:
         raise RuntimeError(f"this machine is too slow or too busy: {left:.1f} s are left of {COLD:g}")
 
@@ -103,6 +107,6 @@ async def hold_spread(
     at, count = soonest(running, len(numbers)), len(numbers)
     await hold(
         running,
-        [tick(revisions, number, at + place * spread // count) for place, number in enumerate(numbers)],
+        [tick_of(revisions, number, at + place * spread // count) for place, number in enumerate(numbers)],
     )
     return at
