@@ -26,8 +26,9 @@ WARM = 20
 BURST = 1_000
 BURSTS = 10
 """In a round, on each side: together no more ticks than the smaller side has schedules."""
-ROUNDS = 3
-APART = 1500
+ROUNDS = {True: 3, False: 1}
+"""With copies, and without."""
+APART = {True: 1500, False: 5000}
 """Milliseconds from one burst to the other side's."""
 REST = 0.2
 """Seconds without work after which cron-tick has turned what there was."""
@@ -76,7 +77,7 @@ async def compare(few: Side, many: Side) -> None:
     for copy in (True, False):
         lone: list[tuple[float, float]] = []
         bursts: list[tuple[Burst, Burst]] = []
-        for number in range(ROUNDS):
+        for number in range(ROUNDS[copy]):
             for side in (few, many):
                 await side.renew()
             lone += (await lone_pairs(few, many, number, copy=copy))[WARM:]
@@ -157,7 +158,7 @@ async def burst_pairs(few: Side, many: Side, shift: int, *, copy: bool) -> list[
     """Bursts of scattered schedules, in turn on either side. Before the first, nothing is read for a while."""
     at = soonest(few.running, 2 * BURST * BURSTS)
     sides = [side for order in in_turn(few, many, BURSTS) for side in order]
-    plan = [(side, at + place * APART) for place, side in enumerate(sides)]
+    plan = [(side, at + place * APART[copy]) for place, side in enumerate(sides)]
     for side in (few, many):
         numbers = scattered(side.revisions, BURST * BURSTS, shift)
         times = [when for which, when in plan if which is side]
