@@ -18,8 +18,11 @@ from jetcron_protocol.topology import DAY
 
 MAX_COPY = 1024
 """A larger entry is not carried, but read from the registry, in bytes."""
-GOOD_FOR_DAYS = 8
-"""For so long after it was read a copy counts: the ticks of a weekly schedule carry one from the last to the next."""
+GOOD_FOR_DAYS = 29
+"""For so long after it was read a copy counts: of a weekly schedule it serves four ticks.
+
+Less than replaced revisions are remembered (`PAST_KEPT`), for by them it is known that one was not replaced.
+"""
 
 log = structlog.get_logger("jetcron.carried")
 

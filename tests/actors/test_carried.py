@@ -11,6 +11,7 @@ import pytest_asyncio
 from jetcron import Client, carried
 from jetcron.bus import StoredMessage
 from jetcron.carried import GOOD_FOR_DAYS, MAX_COPY, Copy
+from jetcron.registry import PAST_KEPT
 from jetcron_protocol.codec import decode, encode
 from jetcron_protocol.messages import MAX_TIME, MIN_TIME, Function, Past, Restored, Run, Schedule, Tick
 from tests.support.command_line import acall
@@ -172,6 +173,10 @@ async def test_what_is_no_copy_of_its_entry_is_passed_over(stack: Stack, copy: b
     await turn(stack)
     assert await payloads(stack) == ["stored"]
     assert [tick.entry for tick in await held(stack)] == [encode(report())], "and replaced by one"
+
+
+def test_no_copy_counts_for_longer_than_it_is_known_what_was_replaced() -> None:
+    assert GOOD_FOR_DAYS * DAY < PAST_KEPT * 1000
 
 
 @pytest.mark.parametrize("age", [GOOD_FOR_DAYS * DAY + HOUR, -HOUR])
