@@ -1,8 +1,8 @@
 """Schedules as a user creates many, and their ticks, due when a measurement wants them.
 
 By themselves they fire once a year, so that nothing comes between. A tick is held in the place of the one its schedule
-held. It carries a copy of its entry a day old, as a schedule's ticks do of which the last was within the month; or none:
-then cron-tick reads the entry.
+held. It carries a copy of its entry a day old, as the ticks of a daily schedule do; or none: then cron-tick reads the
+entry.
 """
 
 from array import array
