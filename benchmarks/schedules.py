@@ -51,39 +51,37 @@ def memory(running: Stack, count: int) -> None:
 
 async def turned(running: Stack, cron_tick: Actor, revisions: "Revisions[int]") -> None:
     """So many due within one second, turned; nobody executes them yet."""
-    count = HERD
     before = cron_tick.metric("jetcron_ticks_turned_total")
-    at = await hold_spread(running, revisions, scattered(revisions, count, 7), 1000)
+    at = await hold_spread(running, revisions, scattered(revisions, HERD, 7), 1000)
     cpu = cron_tick.cpu()
-    while cron_tick.metric("jetcron_ticks_turned_total") < before + count:
+    while cron_tick.metric("jetcron_ticks_turned_total") < before + HERD:
         await asyncio.sleep(0.1)
     took = time.time() - at / 1000
     print(
-        f"{count:,} due within one second among {len(revisions):,}: all turned {took:+.1f} s after the first's time "
-        f"(lead {running.settings.lead:g} s), {(cron_tick.cpu() - cpu) / count * 1000:.3f} ms of CPU each ({load()})"
+        f"{HERD:,} due within one second among {len(revisions):,}: all turned {took:+.1f} s after the first's time "
+        f"(lead {running.settings.lead:g} s), {(cron_tick.cpu() - cpu) / HERD * 1000:.3f} ms of CPU each ({load()})"
     )
 
 
 async def executed(running: Stack, revisions: "Revisions[int]", notes: str) -> None:
     """The same, with an executor on the same machine, once it has done what was left for it."""
-    count = HERD
     (executor,) = await running.start(("executor", "benchmarks.apps:app"), environment={"BENCH_NOTES": notes})
     bus, runs = running.bus, "jetcron_runs_ended_total"
     while await bus.subjects(bus.names.work, bus.names.run_ready("bench.due")):
         await asyncio.sleep(0.5)
     await flush(running)
     known, done = set(read(notes)), executor.metric(runs, function="bench.due")
-    at = await hold_spread(running, revisions, scattered(revisions, count, 11), 1000)
-    while executor.metric(runs, function="bench.due") < done + count:
+    at = await hold_spread(running, revisions, scattered(revisions, HERD, 11), 1000)
+    while executor.metric(runs, function="bench.due") < done + HERD:
         await asyncio.sleep(0.2)
     took = time.time() - at / 1000
     await flush(running)
     fresh = {run: lates for run, lates in read(notes).items() if run not in known}
     found = [lates[0] for lates in fresh.values()]
     print(
-        f"{count:,} more, with one executor: all executed within {took:.1f} s of the first's time; "
+        f"{HERD:,} more, with one executor: all executed within {took:.1f} s of the first's time; "
         f"p50 {percentile(found, 0.5):.0f} ms, p99 {percentile(found, 0.99):.0f} ms late, "
-        f"early {sum(late < 0 for late in found)}, missing {count - len(fresh)}, "
+        f"early {sum(late < 0 for late in found)}, missing {HERD - len(fresh)}, "
         f"twice {sum(len(each) > 1 for each in fresh.values())} ({load()})"
     )
 
