@@ -6,11 +6,11 @@ Owns which header and which message id goes with which message. Nothing is publi
 from collections.abc import Sequence
 from dataclasses import replace
 
-from jetcron.bus import SCHEDULE_NEXT, SCHEDULER, TTL, Delivery, Outgoing, fenced, hold, with_id
+from jetcron.bus import TTL, Delivery, Outgoing, fenced, hold, purging, with_id
 from jetcron_protocol.codec import EVENT_HEADER, encode
 from jetcron_protocol.ids import digest, gap_token, overlap_token, ulid
 from jetcron_protocol.messages import DeadLetter, Event, Gap, Past, Run, SyncCommand, Tick
-from jetcron_protocol.subjects import Names
+from jetcron_protocol.subjects import Names, TickName
 
 MAX_BODY = 64 * 1024
 """How much a dead letter carries of a body nobody can read, in bytes."""
@@ -24,13 +24,17 @@ FUNCTION_FAILED = "jetcron.function.failed"
 FUNCTION_FINISHED = "jetcron.function.finished"
 
 
-def held_tick(names: Names, tick: Tick, lead: int) -> Outgoing:
-    """A tick the server releases `lead` ms before its time."""
+def held_tick(names: Names, tick: Tick, lead: int, *, instead_of: TickName | None = None) -> Outgoing:
+    """A tick the server releases `lead` ms before its time; a held one that it takes the place of goes in that step."""
+    headers = None
+    if instead_of is not None:
+        headers = purging(names.tick_held(instead_of.schedule, instead_of.revision, instead_of.at))
     return hold(
         names.tick_held(tick.schedule, tick.revision, tick.at),
         names.tick_due(tick.schedule, tick.revision, tick.at),
         tick.at - lead,
         encode(tick),
+        headers,
     )
 
 
@@ -68,7 +72,7 @@ def woken(names: Names, run: Run, *, turn: int, now: int) -> Outgoing:
     return Outgoing(
         names.run_ready(run.function),
         encode(replace(run, turn=turn, fire_at=now)),
-        {SCHEDULER: names.run_later(run.function, run.run, turn), SCHEDULE_NEXT: "purge"},
+        purging(names.run_later(run.function, run.run, turn)),
     )
 
 

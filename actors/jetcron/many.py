@@ -23,5 +23,5 @@ async def each(work: Callable[[T], Awaitable[None]], items: Iterable[T], *, at_o
         async with asyncio.TaskGroup() as group:
             for item in items:
                 group.create_task(one(item))
-    except ExceptionGroup as errors:
+    except BaseExceptionGroup as errors:
         raise next(iter(leaves(errors))) from None

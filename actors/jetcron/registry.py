@@ -29,6 +29,9 @@ from jetcron_protocol.subjects import InvalidName, TickName
 
 PAST_KEPT = 30 * topology.DAY
 """How long a replaced revision is kept, and the key of a deleted schedule, in seconds."""
+_PART = 200
+"""Revisions replaced in one batch: of a large command one part is made here while another is at the server."""
+_PARTS_AT_ONCE = 2
 FAR_OFF_MS = 60_000
 """A held tick of an older revision is purged when it is further away; a nearer one settles itself."""
 
@@ -116,15 +119,22 @@ class Registry:
         `held` is what the caller has read, or believes: a write where something else stands is refused. `over`: what
         is replaced has no tick any more, and needs none.
         """
-        half = MAX_BATCH // 2
-        for start in range(0, len(wanted), half):
-            part = wanted[start : start + half]
-            found = held if held is not None else await self.schedules([one.id for one in part])
-            to_replace = [] if over else _to_replace(part, found, delivery.sequence)
-            ticks = await self._mend(to_replace)
-            announced = await intents.announce(self._bus, to_replace)
+        if held is None:
+            held = await self.schedules([one.id for one in wanted])
+        to_replace = [] if over else _to_replace(wanted, held, delivery.sequence)
+        replaced = {one.schedule.id: one for one in to_replace}
+
+        async def put(part: Sequence[Schedule]) -> None:
+            mine = [replaced[one.id] for one in part if one.id in replaced]
+            ticks = await self._mend(mine)
+            announced = await intents.announce(self._bus, mine)
             now = await self._now(after=announced)
-            await self._put_part(part, found, delivery, applied, ticks, announced, now)
+            await self._put_part(part, held, delivery, applied, ticks, announced, now)
+
+        # What takes the place of nothing in force goes whole, as far as one batch holds it.
+        size = _PART if replaced else MAX_BATCH // 2
+        parts = [wanted[start : start + size] for start in range(0, len(wanted), size)]
+        await each(put, parts, at_once=_PARTS_AT_ONCE)
 
     async def _now(self, *, after: Announced) -> int:
         """The time as the server has it, from which every actor's clock is measured.
@@ -206,8 +216,17 @@ class Registry:
             if previous is not None and previous.state == "active":
                 successors.append(mine[-1])
         copies = {entry.id: Copy(batch[position].payload, now) for position, entry, _ in written}
-        await self._arm(mine, copies, applied)
-        await self._purge_far_off(successors, now, ticks)
+        far = {one.schedule.id: _far_off(one, ticks.get(one.schedule.id, ()), now) for one in successors}
+        left = await self._arm(mine, copies, far, applied)
+        await each(self._purge, [*left, *(await self._turned(successors, far, now))])
+
+    async def _turned(
+        self, successors: Sequence[Entry], far: Mapping[str, Sequence[TickName] | None], now: int
+    ) -> list[TickName]:
+        """The far off ticks of those that had a near one: it may have been turned, and the next one be held."""
+        unknown = {one.schedule.id: one for one in successors if far[one.schedule.id] is None}
+        stand = await standing(self._bus, unknown)
+        return [tick for id, ticks in stand.items() for tick in ticks if _is_far_off(tick, unknown[id], now)]
 
     def _entry(self, schedule: Schedule, expected: int) -> Outgoing:
         headers = fenced(expected)
@@ -235,44 +254,52 @@ class Registry:
         entry = replace(schedule, armed_from=armed_from, command=delivery.sequence)
         return settled(entry, previous) if schedule.origin == "data" else entry
 
-    async def _arm(self, entries: Sequence[Entry], copies: Mapping[str, Copy], applied: Applied) -> None:
+    async def _arm(
+        self,
+        entries: Sequence[Entry],
+        copies: Mapping[str, Copy],
+        far: Mapping[str, Sequence[TickName] | None],
+        applied: Applied,
+    ) -> list[TickName]:
+        """Hold the first tick of each; one of the `far` ones goes in the step that stores it. Returns the others."""
         groups: list[list[Outgoing]] = []
+        left: list[TickName] = []
         for entry in entries:
-            applied.revisions[entry.schedule.id] = entry.revision
+            id = entry.schedule.id
+            applied.revisions[id] = entry.revision
             tick = first_tick(entry)
+            old = list(far.get(id) or ())
             if tick is not None:
-                applied.next[entry.schedule.id] = tick.at
-                if entry.schedule.id in copies:
-                    tick = copies[entry.schedule.id].on(tick)
-                groups.append([dispatch.held_tick(self._names, tick, self._settings.lead_ms)])
-        standing = await self._bus.publish_groups(groups)
-        if len(standing) < len(groups):
-            raise TryAgain(0, 0, f"{len(groups) - len(standing)} first ticks were not confirmed")
+                applied.next[id] = tick.at
+                if id in copies:
+                    tick = copies[id].on(tick)
+                instead_of = old.pop() if old else None
+                lead = self._settings.lead_ms
+                groups.append([dispatch.held_tick(self._names, tick, lead, instead_of=instead_of)])
+            left += old
+        stored = await self._bus.publish_groups(groups)
+        if len(stored) < len(groups):
+            raise TryAgain(0, 0, f"{len(groups) - len(stored)} first ticks were not confirmed")
+        return left
 
-    async def _purge_far_off(
-        self, entries: Sequence[Entry], now: int, before: Mapping[str, Sequence[TickName]]
-    ) -> None:
-        """Ticks of older revisions that these govern: left to stand, they would hide that a chain of these is broken.
+    async def _purge(self, tick: TickName) -> None:
+        await self._bus.purge(self._names.work, self._names.tick_held(tick.schedule, tick.revision, tick.at))
 
-        `before` are those that stood before these entries did. Where they are all far off they stand as they were;
-        where one is near, it may have been turned, and the next one is looked for.
-        """
-        successors = {entry.schedule.id: entry for entry in entries}
-        far = {id: max(now + FAR_OFF_MS, one.schedule.armed_from) for id, one in successors.items()}
-        known = {
-            id for id in successors if (ticks := before.get(id)) and all(tick.at > far[id] for tick in ticks)
-        }
-        ticks = [tick for id in known for tick in before[id]]
-        for found in (await standing(self._bus, [id for id in successors if id not in known])).values():
-            ticks += found
 
-        async def purge(tick: TickName) -> None:
-            replaced = tick.revision < successors[tick.schedule].revision
-            if tick.state == "held" and replaced and tick.at > far[tick.schedule]:
-                subject = self._names.tick_held(tick.schedule, tick.revision, tick.at)
-                await self._bus.purge(self._names.work, subject)
+def _far_off(successor: Entry, before: Sequence[TickName], now: int) -> list[TickName] | None:
+    """Which of the ticks that stood before this revision it governs; None where one of them, or none, was near."""
+    if before and all(tick.at > _far(successor, now) for tick in before):
+        return [tick for tick in before if _is_far_off(tick, successor, now)]
+    return None
 
-        await each(purge, ticks)
+
+def _is_far_off(tick: TickName, successor: Entry, now: int) -> bool:
+    """Whether it is an older revision's, of this one's time: left to stand, it would hide that this chain broke."""
+    return tick.state == "held" and tick.revision < successor.revision and tick.at > _far(successor, now)
+
+
+def _far(successor: Entry, now: int) -> int:
+    return max(now + FAR_OFF_MS, successor.schedule.armed_from)
 
 
 def _held(kind: type[M], stored: StoredMessage | None) -> Held[M]:

@@ -14,7 +14,7 @@ Every wait is made to leave the executor (``short_wait=0``), so that all of them
 
 from datetime import timedelta
 
-from jetcron.bus import SCHEDULE_NEXT, SCHEDULE_TARGET, SCHEDULER, Outgoing, StoredMessage
+from jetcron.bus import SCHEDULE_TARGET, Outgoing, StoredMessage, purging
 from jetcron.clock import SystemClock
 from jetcron.options import MILLISECOND
 from jetcron_protocol.codec import decode
@@ -73,8 +73,8 @@ class TimeTravel:
         return min(due, key=lambda one: (one[1].fire_at, one[0].sequence), default=None)
 
     async def _release(self, held: StoredMessage) -> None:
-        headers = {SCHEDULER: held.subject, SCHEDULE_NEXT: "purge"}
-        await self._stack.bus.store(Outgoing(held.headers[SCHEDULE_TARGET], held.payload, headers))
+        released = Outgoing(held.headers[SCHEDULE_TARGET], held.payload, purging(held.subject))
+        await self._stack.bus.store(released)
 
     async def _rests(self) -> bool:
         """Whether nothing is under way: all is acknowledged, and nothing new came while we looked."""

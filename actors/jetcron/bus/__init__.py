@@ -11,7 +11,6 @@ from jetcron.bus.publish import (
     MSG_ID,
     ROLLUP,
     SCHEDULE,
-    SCHEDULE_NEXT,
     SCHEDULE_TARGET,
     SCHEDULE_TTL,
     SCHEDULER,
@@ -20,6 +19,7 @@ from jetcron.bus.publish import (
     Stored,
     fenced,
     hold,
+    purging,
     with_id,
 )
 from jetcron.bus.pull import Consumer, Delivery
@@ -43,7 +43,6 @@ __all__ = [
     "ROLLUP",
     "SCHEDULE",
     "SCHEDULER",
-    "SCHEDULE_NEXT",
     "SCHEDULE_TARGET",
     "SCHEDULE_TTL",
     "TTL",
@@ -58,6 +57,7 @@ __all__ = [
     "StreamState",
     "fenced",
     "hold",
+    "purging",
     "rfc3339_ms",
     "with_id",
 ]

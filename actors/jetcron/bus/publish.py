@@ -86,6 +86,14 @@ def fenced(sequence: int) -> Headers:
     return {EXPECTED_SUBJECT_SEQUENCE: str(sequence)}
 
 
+def purging(held: str) -> Headers:
+    """Remove the held message on this subject in the step that stores the one with these headers (server ADR-51).
+
+    Nothing happens where there is none. What has them may be held itself: at its release they are left out.
+    """
+    return {SCHEDULER: held, SCHEDULE_NEXT: "purge"}
+
+
 def hold(held: str, target: str, at_ms: int, payload: bytes, headers: Headers | None = None) -> Outgoing:
     """A message the server keeps on `held` and releases to `target` at `at_ms` (server ADR-51).
 
