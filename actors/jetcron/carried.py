@@ -7,13 +7,13 @@ holds, but for two cases, which void it: its revision was replaced so long ago t
 restored from a backup and no longer knows that revision.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import structlog
 
 from jetcron.bus import TTL, Bus, StoredMessage
 from jetcron_protocol.codec import DecodeError, decode, encode
-from jetcron_protocol.messages import MAX_TIME, MIN_TIME, Restored, Schedule, Tick
+from jetcron_protocol.messages import MAX_TIME, MIN_TIME, Restored, Schedule, Tick, replace
 from jetcron_protocol.topology import DAY
 
 MAX_COPY = 1024

@@ -4,12 +4,11 @@ Owns which header and which message id goes with which message. Nothing is publi
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from jetcron.bus import TTL, Delivery, Outgoing, fenced, hold, purging, with_id
 from jetcron_protocol.codec import EVENT_HEADER, encode
 from jetcron_protocol.ids import digest, gap_token, overlap_token, ulid
-from jetcron_protocol.messages import DeadLetter, Event, Gap, Past, Run, SyncCommand, Tick
+from jetcron_protocol.messages import DeadLetter, Event, Gap, Past, Run, SyncCommand, Tick, replace
 from jetcron_protocol.subjects import Names, TickName
 
 MAX_BODY = 64 * 1024

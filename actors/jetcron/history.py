@@ -4,7 +4,7 @@ Owns the rules by which a run's history grows, ends and begins again. Pure: read
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from jetcron_protocol.messages import (
@@ -16,6 +16,7 @@ from jetcron_protocol.messages import (
     OpenStep,
     Run,
     StepResult,
+    replace,
 )
 
 FINISHED = ("completed", "failed", "cancelled")

@@ -11,7 +11,7 @@ Owns how an intent begins, and that it ends by itself: if cron-sync dies or is f
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import structlog
 
@@ -21,7 +21,7 @@ from jetcron.clock import Clock
 from jetcron.cycle import Entry
 from jetcron.errors import WrongSequence
 from jetcron_protocol.codec import DecodeError, decode
-from jetcron_protocol.messages import Past
+from jetcron_protocol.messages import Past, replace
 
 INTENT_KEPT = 5
 """How long an intent counts, in seconds: so long, at most, the ticks of its revision wait."""

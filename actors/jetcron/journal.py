@@ -7,14 +7,13 @@ nothing. If the process dies between two appends, whoever gets the run again fol
 import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
 
 from jetcron.bus import LONGEST, ROLLUP, TTL, Bus, Outgoing, fenced
 from jetcron.errors import NotFound, PayloadTooLarge, TryAgain
 from jetcron.history import FINISHED, History, finish, reopen, step
 from jetcron.settings import Settings
 from jetcron_protocol.codec import DecodeError, decode, encode
-from jetcron_protocol.messages import JournalEntry, ObjectRef
+from jetcron_protocol.messages import JournalEntry, ObjectRef, replace
 
 _CLAIMS = 10_000
 """Runs whose last claim is remembered while journals are followed."""

@@ -6,7 +6,7 @@ follows it, the command comes again, finds its own sequence in the entry and rep
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 import structlog
@@ -24,7 +24,7 @@ from jetcron.revisions import same, settled
 from jetcron.settings import Settings
 from jetcron_protocol import topology
 from jetcron_protocol.codec import decode, encode
-from jetcron_protocol.messages import AppEntry, Function, Past, Schedule
+from jetcron_protocol.messages import AppEntry, Function, Past, Schedule, replace
 from jetcron_protocol.subjects import InvalidName, TickName
 
 PAST_KEPT = 30 * topology.DAY
@@ -121,18 +121,17 @@ class Registry:
         """
         if held is None:
             held = await self.schedules([one.id for one in wanted])
-        to_replace = [] if over else _to_replace(wanted, held, delivery.sequence)
-        replaced = {one.schedule.id: one for one in to_replace}
+        in_force: dict[str, Entry] = {} if over else _to_replace(wanted, held, delivery.sequence)
 
         async def put(part: Sequence[Schedule]) -> None:
-            mine = [replaced[one.id] for one in part if one.id in replaced]
-            ticks = await self._mend(mine)
-            announced = await intents.announce(self._bus, mine)
+            replaced = [in_force[one.id] for one in part if one.id in in_force]
+            ticks = await self._mend(replaced)
+            announced = await intents.announce(self._bus, replaced)
             now = await self._now(after=announced)
             await self._put_part(part, held, delivery, applied, ticks, announced, now)
 
         # What takes the place of nothing in force goes whole, as far as one batch holds it.
-        size = _PART if replaced else MAX_BATCH // 2
+        size = _PART if in_force else MAX_BATCH // 2
         parts = [wanted[start : start + size] for start in range(0, len(wanted), size)]
         await each(put, parts, at_once=_PARTS_AT_ONCE)
 
@@ -316,15 +315,17 @@ def _differs(function: Function, found: Function | None) -> bool:
     return found.command <= function.command and replace(function, command=0) != replace(found, command=0)
 
 
-def _to_replace(wanted: Sequence[Schedule], found: Mapping[str, Held[Schedule]], command: int) -> list[Entry]:
-    """The active revisions that are to be replaced."""
-    return [
-        Entry(held.value, held.sequence)
+def _to_replace(
+    wanted: Sequence[Schedule], found: Mapping[str, Held[Schedule]], command: int
+) -> dict[str, Entry]:
+    """The active revisions that are to be replaced, by the schedule's id."""
+    return {
+        schedule.id: Entry(held.value, held.sequence)
         for schedule in wanted
         if (held := found[schedule.id]).value is not None
         and held.value.state == "active"
         and _replaces(schedule, held.value, command)
-    ]
+    }
 
 
 def _replaces(schedule: Schedule, previous: Schedule | None, command: int) -> bool:

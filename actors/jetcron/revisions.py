@@ -5,13 +5,12 @@ registry holds, and the time; cron-sync carries the decision out.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Literal
 
 from jetcron.cycle import next_occurrence, occurrences
 from jetcron.definitions import FIELDS, WHEN, Checked, definition
 from jetcron.fields import check
-from jetcron_protocol.messages import FunctionState, Schedule
+from jetcron_protocol.messages import FunctionState, Schedule, replace
 
 Move = Literal["pause", "unpause", "archive", "delete"]
 

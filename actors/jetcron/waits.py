@@ -8,7 +8,6 @@ repeated. If the run is not waiting yet, its executor reads its waits once it ha
 
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import replace
 from typing import TypeVar
 
 import structlog
@@ -32,6 +31,7 @@ from jetcron_protocol.messages import (
     Wait,
     WaitPaths,
     data_of,
+    replace,
 )
 
 M = TypeVar("M")

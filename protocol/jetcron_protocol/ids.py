@@ -49,8 +49,9 @@ def digest(*parts: str | int, size: int = 10) -> bytes:
     return blake2b(encoded, digest_size=size).digest()
 
 
+@lru_cache(maxsize=4096)
 def shard(schedule: str) -> str:
-    """The shard of a schedule: two hex digits."""
+    """The shard of a schedule: two hex digits. One is asked for several times while something is done to it."""
     return blake2b(schedule.encode("utf-8", "surrogatepass"), digest_size=1).hexdigest()
 
 

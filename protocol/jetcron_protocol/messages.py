@@ -6,10 +6,13 @@ The bounds below are checked on arrival only: whoever decodes a message can buil
 datetimes without a second look.
 """
 
-from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field
+
+M = TypeVar("M")
 
 VERSION = 1
 MIN_TIME = -62_135_596_800_000
@@ -652,3 +655,26 @@ Message = (
     | Canary
     | DeadLetter
 )
+
+
+_writers: dict[type, dict[str, Callable[[object, object], None]]] = {}
+
+
+def replace(message: M, /, **changes: Any) -> M:
+    """A copy of a message with other values in these fields; `TypeError` for one it does not have.
+
+    As `dataclasses.replace`, at less than half its cost: slots are filled as they stand, without `__init__`.
+    """
+    kind = type(message)
+    if kind not in _writers:
+        _writers[kind] = {one.name: getattr(kind, one.name).__set__ for one in fields(kind)}  # type: ignore[arg-type]
+    writers = _writers[kind]
+    made = object.__new__(kind)
+    for name, write in writers.items():
+        write(made, getattr(message, name))
+    try:
+        for name, value in changes.items():
+            writers[name](made, value)
+    except KeyError as error:
+        raise TypeError(f"{kind.__name__} has no field {error}") from None
+    return made

@@ -120,6 +120,25 @@ def test_a_message_survives_its_encoding(kind: type, source: st.DataObject) -> N
     assert encode(decode(kind, raw)) == raw
 
 
+@given(every_message, st.data())
+def test_a_message_with_other_values_is_as_its_class_makes_it(message: Any, source: st.DataObject) -> None:
+    kind = type(message)
+    names = [field.name for field in dataclasses.fields(kind)]
+    other = source.draw(_messages(kind))
+    changes = {name: getattr(other, name) for name in source.draw(st.sets(st.sampled_from(names)))}
+    before = dataclasses.replace(message)
+    made = messages.replace(message, **changes)
+    assert made == dataclasses.replace(message, **changes)
+    assert type(made) is kind
+    assert message == before
+
+
+@given(every_message)
+def test_a_message_has_no_field_but_its_own(message: Any) -> None:
+    with pytest.raises(TypeError, match=f"{type(message).__name__} has no field 'nothing'"):
+        messages.replace(message, nothing=1)
+
+
 @given(every_message)
 def test_a_field_that_is_none_is_not_sent_and_the_version_is(message: Any) -> None:
     body = unpack(encode(message))

@@ -6,7 +6,6 @@ delivered again: it finds its own sequence in the entries it wrote and repeats o
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import structlog
 from pydantic import TypeAdapter
@@ -35,6 +34,7 @@ from jetcron_protocol.messages import (
     Subject,
     SyncCommand,
     SyncReply,
+    replace,
 )
 from jetcron_protocol.subjects import InvalidName, split_function
 

@@ -6,7 +6,7 @@ process dies in one, it comes again: what it wrote bears its sequence and is not
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from jetcron.bus import MAX_BATCH, Delivery
@@ -15,7 +15,7 @@ from jetcron.errors import WrongSequence, fault_lines
 from jetcron.fields import check
 from jetcron.registry import Applied, Held, Registry
 from jetcron.revisions import Move, beside, created, moved, updated
-from jetcron_protocol.messages import Function, Schedule, SyncCommand
+from jetcron_protocol.messages import Function, Schedule, SyncCommand, replace
 from jetcron_protocol.subjects import InvalidName, check_id, split_function
 
 

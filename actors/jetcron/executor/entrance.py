@@ -6,7 +6,6 @@ death here leaves the run as it was, or settled. Whoever changed the lane first 
 """
 
 import asyncio
-from dataclasses import replace
 from functools import partial
 from weakref import WeakValueDictionary
 
@@ -27,7 +26,7 @@ from jetcron.overlap import CancelHolder, Enter, LeaveOut, Place, Wait, decide
 from jetcron.settings import Settings
 from jetcron.waits import Waits
 from jetcron_protocol.codec import DecodeError
-from jetcron_protocol.messages import Failure, JournalEntry, Run
+from jetcron_protocol.messages import Failure, JournalEntry, Run, replace
 
 log = structlog.get_logger("jetcron.executor")
 
