@@ -7,6 +7,7 @@ I/O, no clock.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from operator import attrgetter
 from typing import Any
 
 from jetcron.cron import parse
@@ -67,12 +68,25 @@ class Checked:
     faults: list[str] = field(default_factory=list)
 
 
+_fields = attrgetter(*FIELDS)
+_END = FIELDS.index("end")
+
+
+def authored(schedule: Schedule) -> tuple[Any, ...]:
+    """What its author gave, or it is by default: a value for each of `FIELDS`. Beside `max_runs` `end` is computed."""
+    values: tuple[Any, ...] = _fields(schedule)
+    if schedule.max_runs is None:
+        return values
+    return (*values[:_END], schedule.end_given, *values[_END + 1 :])
+
+
 def definition(schedule: Schedule) -> dict[str, Any]:
     """What the author of a schedule gave, as it travels; what is left out is as it is by default."""
-    given = {name: getattr(schedule, name) for name in FIELDS}
-    if schedule.max_runs is not None:
-        given["end"] = schedule.end_given
-    return {name: value for name, value in given.items() if value is not None and value != DEFAULTS.get(name)}
+    return {
+        name: value
+        for name, value in zip(FIELDS, authored(schedule), strict=True)
+        if value is not None and value != DEFAULTS.get(name)
+    }
 
 
 def unfit(id: str, function: Function | None, overlap: object) -> list[str]:

@@ -4,7 +4,7 @@ Owns how the refusal of a definition reads: every field at fault is named with i
 once. The client asks here before it sends, cron-sync before it writes. Pure: no I/O, no clock.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -47,6 +47,8 @@ _NEEDED = ("id", "function")
 _TIMES = ("at", "start", "end")
 _SPANS = ("every", "jitter", "catch_up_within")
 _ONCE = ("start", "end", "max_runs")
+_ALONE = ("id", *(name for name in FIELDS if name != "cron"))
+"""What is looked at by itself; a cron expression is together with its zone."""
 _FIRING = (*WHEN, "timezone", "dst", "start", "end")
 """What it takes to tell whether it fires at all."""
 
@@ -93,25 +95,48 @@ class _Fields:
         return None if self.faults else schedule
 
     def look(self) -> None:
-        self._check("id", lambda: check_id("its id", self._raw["id"]))
-        self._check("function", self._function)
-        self._check("timezone", lambda: check_timezone("", self._get("timezone")))
-        self._check("dst", lambda: check_choice("", "dst", self._get("dst"), DSTS))
-        self._check("catch_up", lambda: check_choice("", "catch_up", self._get("catch_up"), CATCH_UPS))
-        self._check("catch_up_within", lambda: self._span("catch_up_within", MILLISECOND, MOST_WITHIN))
-        self._check("catch_up_most", lambda: self._number("catch_up_most", 1, MAX_CATCH_UP))
+        for name in _ALONE:
+            if name in self._raw:
+                self._check(name)
         self._caught_up()
-        self._check("executes", lambda: check_choice("", "executes", self._get("executes"), EXECUTES))
-        self._check("overlap", lambda: check_overlap("", self._get("overlap")))
-        self._check("jitter", lambda: self._span("jitter", ZERO, DAY))
-        self._check("every", lambda: self._span("every", LEAST_EVERY, MOST_EVERY))
-        for name in ("at", "start", "end"):
-            self._check(name, lambda name=name: self._time(name))  # type: ignore[misc]
-        self._check("max_runs", lambda: self._number("max_runs", 1, MAX_RUNS))
-        self._check("tags", lambda: check_tags(self._get("tags")))
-        self._check("payload", lambda: check_payload(self._raw.get("payload")))
         self._when()
         self._order()
+
+    def _look_at(self, name: str, value: Any) -> None:
+        """One field by itself; raises what says why it cannot be."""
+        match name:
+            case "id":
+                check_id("its id", value)
+            case "function":
+                self._function(value)
+            case "timezone":
+                check_timezone("", value)
+            case "dst":
+                check_choice("", name, value, DSTS)
+            case "catch_up":
+                check_choice("", name, value, CATCH_UPS)
+            case "executes":
+                check_choice("", name, value, EXECUTES)
+            case "overlap":
+                check_overlap("", value)
+            case "every":
+                self._span(name, value, LEAST_EVERY, MOST_EVERY)
+            case "jitter":
+                self._span(name, value, ZERO, DAY)
+            case "catch_up_within":
+                self._span(name, value, MILLISECOND, MOST_WITHIN)
+            case "catch_up_most":
+                check_int("", name, value, 1, MAX_CATCH_UP)
+            case "max_runs":
+                check_int("", name, value, 1, MAX_RUNS)
+            case "at" | "start" | "end":
+                self._time(name, value)
+            case "tags":
+                check_tags(value)
+            case "payload":
+                check_payload(value)
+            case "cron":
+                self._cron(value)
 
     def _made(self) -> Schedule:
         fields = {name: self._raw[name] for name in ("id", *FIELDS) if name in self._raw}
@@ -122,11 +147,11 @@ class _Fields:
     def _get(self, name: str) -> Any:
         return self._raw.get(name, DEFAULTS[name])
 
-    def _check(self, name: str, look: Callable[[], object]) -> None:
-        if name in self._faulty or name not in self._raw:
+    def _check(self, name: str) -> None:
+        if name in self._faulty:
             return
         try:
-            look()
+            self._look_at(name, self._raw[name])
         except (ConfigurationError, InvalidName, CronError) as error:
             self._fault(str(error).removeprefix(": "), name)
 
@@ -134,8 +159,7 @@ class _Fields:
         self.faults.append(text)
         self._faulty.update(names)
 
-    def _function(self) -> None:
-        function = self._raw["function"]
+    def _function(self, function: Any) -> None:
         if not isinstance(function, str):
             raise ConfigurationError(
                 f"function={told(function)}; allowed is APP.FUNCTION, such as 'reports.send'"
@@ -154,29 +178,25 @@ class _Fields:
                 f"its id {id!r} is that of a cron trigger in code; allowed is any id but the function's own"
             )
 
-    def _span(self, name: str, least: timedelta, most: timedelta) -> None:
+    def _span(self, name: str, value: Any, least: timedelta, most: timedelta) -> None:
         low, high = least // MILLISECOND, most // MILLISECOND
-        value = self._raw[name]
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise ConfigurationError(
                 f"{name}={told(value)} ms; allowed are whole milliseconds from {low} ({readable(least)}) "
                 f"to {high} ({readable(most)})"
             )
 
-    def _time(self, name: str) -> None:
-        value = self._raw[name]
+    def _time(self, name: str, value: Any) -> None:
         if isinstance(value, bool) or not isinstance(value, int) or not MIN_TIME <= value <= MAX_TIME:
             raise ConfigurationError(
                 f"{name}={told(value)}; allowed are epoch milliseconds of the years 1 to 9999"
             )
 
-    def _number(self, name: str, least: int, most: int) -> None:
-        check_int("", name, self._raw[name], least, most)
-
     def _when(self) -> None:
         """Exactly one of cron, every and at, and what goes with it."""
         given = [name for name in WHEN if name in self._raw or name in self._faulty]
-        self._check("cron", self._cron)
+        if "cron" in self._raw:
+            self._check("cron")  # once its zone and rule are known to be sound, or not
         if given and "cron" not in given and "dst" not in self._faulty and self._get("dst") != "default":
             self._fault(f"dst={self._get('dst')!r} without cron= has no effect; leave it out", "dst")
         if given == ["at"]:
@@ -187,9 +207,9 @@ class _Fields:
             said = f"{' and '.join(given)} are given" if given else "cron, every and at are all absent"
             self._fault(f"{said}; allowed is exactly one of cron, every and at", *WHEN)
 
-    def _cron(self) -> None:
+    def _cron(self, text: Any) -> None:
         """An expression is read in its zone, under its rule; in UTC, by default, where these cannot be."""
-        text, id = self._raw["cron"], self._raw.get("id")
+        id = self._raw.get("id")
         zone = "UTC" if "timezone" in self._faulty else self._get("timezone")
         dst: Dst = "default" if "dst" in self._faulty else self._get("dst")
         try:

@@ -20,8 +20,15 @@ _MOMENT = 0.2
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run `work` to its end on a new loop. The loop of tests and embedders is never touched."""
+    found: list[T] = []
+
+    async def kept() -> None:
+        # Not as the task's result: at its end the runner makes a text of the task (signal.getsignal), result and all.
+        found.append(await work)
+
     with asyncio.Runner(loop_factory=_factory()) as runner:
-        return runner.run(work)
+        runner.run(kept())
+    return found[0]
 
 
 def leave_threads() -> None:

@@ -29,7 +29,7 @@ from jetcron_protocol.subjects import InvalidName, TickName
 
 PAST_KEPT = 30 * topology.DAY
 """How long a replaced revision is kept, and the key of a deleted schedule, in seconds."""
-_PART = 200
+_PART = 400
 """Revisions replaced in one batch: of a large command one part is made here while another is at the server."""
 _PARTS_AT_ONCE = 2
 FAR_OFF_MS = 60_000

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from jetcron.cycle import next_occurrence, occurrences
-from jetcron.definitions import FIELDS, WHEN, Checked, definition
+from jetcron.definitions import FIELDS, WHEN, Checked, authored, definition
 from jetcron.fields import check
 from jetcron_protocol.messages import FunctionState, Schedule, replace
 
@@ -42,7 +42,7 @@ def created(wanted: Schedule, previous: Schedule | None) -> str | None:
         return _in_code(wanted.id)
     if previous.state == "archived":
         return f"{wanted.id!r} is archived; allowed is to unpause it, or to delete it first"
-    if definition(previous) == definition(wanted):
+    if authored(previous) == authored(wanted):
         return None
     return f"there is a schedule {wanted.id!r} already; allowed is another id, or an update of that one"
 
@@ -118,8 +118,7 @@ def same(one: Schedule, other: Schedule) -> bool:
         one.state == other.state
         and one.with_function == other.with_function
         and one.origin == other.origin
-        and all(getattr(one, name) == getattr(other, name) for name in FIELDS if name != "end")
-        and _end_given(one) == _end_given(other)
+        and authored(one) == authored(other)
     )
 
 

@@ -5,6 +5,7 @@ of a definition is shown as what it means.
 """
 
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 from jetcron.cli import output
@@ -25,20 +26,25 @@ _UNSAID = Schedule(id="-", function="-.-", origin="data")
 
 def show(plan: Plan) -> None:
     """What changes, as a diff: + is created, ~ changes, - goes."""
-    lines = [
-        *(f"[green]+ {output.escape(part.id)}[/green]  {_created(part)}" for part in plan.create),
-        *(line for change in plan.update for line in _changed(change)),
-        *(f"[red]- {output.escape(part.id)}[/red]" for part in plan.delete),
-    ]
     console = output.out()
-    for line in lines[:_SHOWN]:
+    for line in islice(_lines(plan), _SHOWN):
         console.print(line)
-    if len(lines) > _SHOWN:
-        console.print(f"[dim]and {output.counted(len(lines) - _SHOWN, 'line')} more[/dim]")
+    more = plan.size + sum(len(change.fields) for change in plan.update) - _SHOWN
+    if more > 0:
+        console.print(f"[dim]and {output.counted(more, 'line')} more[/dim]")
     console.print(
         f"{len(plan.create):,} to create, {len(plan.update):,} to update, {len(plan.delete):,} to delete, "
         f"{plan.unchanged:,} unchanged"
     )
+
+
+def _lines(plan: Plan) -> Iterator[str]:
+    for part in plan.create:
+        yield f"[green]+ {output.escape(part.id)}[/green]  {_created(part)}"
+    for change in plan.update:
+        yield from _changed(change)
+    for part in plan.delete:
+        yield f"[red]- {output.escape(part.id)}[/red]"
 
 
 def plain(plan: Plan) -> dict[str, Any]:

@@ -40,12 +40,13 @@ def read(file: str) -> list[Any]:
 
 def _lines(file: str, text: str) -> list[Any]:
     """One a line. Only a line feed ends one: JSON texts may have in them whatever else Unicode takes for an end."""
+    decoder = json.JSONDecoder(object_pairs_hook=_map)
     found: list[Any] = []
     wrong: list[str] = []
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
-                found.append(json.loads(line, object_pairs_hook=_map))
+                found.append(decoder.decode(line))
             except ValueError as error:
                 wrong.append(f"line {number}: {error}")
     if wrong:

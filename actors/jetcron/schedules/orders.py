@@ -28,8 +28,8 @@ from jetcron_protocol.subjects import InvalidName, check_id, escape
 
 log = structlog.get_logger("jetcron.schedules")
 
-MAX_SCHEDULES = 400
-"""Schedules in one command: with the revisions they replace they fill one atomic batch."""
+MAX_SCHEDULES = 800
+"""Schedules in one command: with the revisions they replace they fill two atomic batches."""
 MAX_BYTES = 256 * 1024
 """Bytes of one command: a quarter of what a server takes, unless told otherwise."""
 AT_ONCE = 3

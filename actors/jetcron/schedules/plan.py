@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jetcron.bus import Bus, StoredMessage
-from jetcron.definitions import FIELDS, definition
+from jetcron.definitions import DEFAULTS, FIELDS, authored
 from jetcron.errors import ScheduleRefused
 from jetcron.schedules.orders import Part
 from jetcron_protocol.codec import decode
@@ -66,15 +66,22 @@ async def make_plan(bus: Bus, parts: Sequence[Part], *, prune: bool) -> Plan:
 
 def _compare(plan: Plan, part: Part, standing: Schedule, stored: StoredMessage) -> None:
     assert part.checked is not None, "what has a fault is not planned"
-    before, after = definition(standing), definition(part.checked)
+    before, after = authored(standing), authored(part.checked)
     changed = {
-        name: (before.get(name), after.get(name)) for name in FIELDS if before.get(name) != after.get(name)
+        name: (_travelling(name, old), _travelling(name, new))
+        for name, old, new in zip(FIELDS, before, after, strict=True)
+        if old != new
     }
     if not changed:
         plan.unchanged += 1
         return
     raw = {"id": part.id, **{name: new for name, (_, new) in changed.items()}}
     plan.update.append(Change(Part(part.id, raw, stored.sequence), changed))
+
+
+def _travelling(name: str, value: Any) -> Any:
+    """None for what is so by default: it is left out, or taken away."""
+    return None if value == DEFAULTS.get(name) else value
 
 
 async def _prune(bus: Bus, plan: Plan, parts: Sequence[Part]) -> None:
