@@ -29,9 +29,9 @@ from jetcron_protocol.subjects import InvalidName, TickName
 
 PAST_KEPT = 30 * topology.DAY
 """How long a replaced revision is kept, and the key of a deleted schedule, in seconds."""
-_PART = 400
+_PART = 200
 """Revisions replaced in one batch: of a large command one part is made here while another is at the server."""
-_PARTS_AT_ONCE = 2
+_PARTS_AT_ONCE = 4
 FAR_OFF_MS = 60_000
 """A held tick of an older revision is purged when it is further away; a nearer one settles itself."""
 

@@ -6,7 +6,7 @@ on in the process finds every call raising `Killed`, as if it did not run.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -108,7 +108,7 @@ class FaultyBus(Bus):
         self, subject: str, payload: bytes = b"", *, reply: str = "", headers: dict[str, str] | None = None
     ) -> None:
         self._alive()
-        if reply or _is_part_of_batch(headers) or payload == b"+WPI":
+        if reply or payload == b"+WPI":
             await super().post(subject, payload, reply=reply, headers=headers)
             return
 
@@ -119,6 +119,10 @@ class FaultyBus(Bus):
 
         name = payload[:4].decode() if subject.startswith("$JS.ACK.") else subject
         await self._write(name, write)
+
+    async def post_all(self, messages: Iterable[tuple[str, bytes, dict[str, str]]]) -> None:
+        self._alive()
+        await super().post_all(messages)
 
     async def request(self, subject: str, payload: bytes = b"", **more: Any) -> Msg:
         self._alive()
@@ -174,10 +178,6 @@ class FaultyBus(Bus):
     def _alive(self) -> None:
         if self.dead:
             raise Killed
-
-
-def _is_part_of_batch(headers: dict[str, str] | None) -> bool:
-    return bool(headers) and "Nats-Batch-Id" in (headers or {})
 
 
 def was_killed(error: BaseException) -> bool:

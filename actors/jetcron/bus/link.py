@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import json
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any, Self
 
 import nats.errors
@@ -40,6 +40,13 @@ _RECONNECT_WAIT = 0.25
 REQUEST_SECONDS = 5.0
 PAYLOAD_RESERVE = 16 * 1024
 """What a payload leaves of the server's limit for headers and for the envelope around it."""
+
+_UNSENT = (
+    nats.errors.ConnectionClosedError,
+    nats.errors.OutboundBufferLimitError,
+    nats.errors.ConnectionDrainingError,
+)
+"""What the client raises while it does not send."""
 
 
 class Link:
@@ -235,11 +242,21 @@ class Link:
             raise PayloadTooLarge(size, self.max_payload)
         try:
             await self._client.publish(subject, payload, reply=reply, headers=headers)
-        except nats.errors.ConnectionClosedError:
+        except _UNSENT as error:
+            raise self._unsent(error) from None
+
+    async def post_all(self, messages: Iterable[tuple[str, bytes, Headers]]) -> None:
+        """`post` several at one time: subject, body and headers of each. They must not be too large for the server."""
+        try:
+            await self._client.publish_all(messages)
+        except _UNSENT as error:
+            raise self._unsent(error) from None
+
+    def _unsent(self, error: Exception) -> TryAgain:
+        if isinstance(error, nats.errors.ConnectionClosedError):
             self.check_open()
-            raise TryAgain(0, 0, "the connection is closed") from None
-        except (nats.errors.OutboundBufferLimitError, nats.errors.ConnectionDrainingError) as error:
-            raise TryAgain(0, 0, f"not connected to NATS: {error}") from None
+            return TryAgain(0, 0, "the connection is closed")
+        return TryAgain(0, 0, f"not connected to NATS: {error}")
 
     async def request(
         self,

@@ -155,30 +155,21 @@ class Publisher(Reader):
             if stored.duplicate:
                 raise KnownId(400, 10201, f"the message id on {only.subject} is known")
             return stored.sequence
-        limit = self.max_payload
+        limit, usual = self.max_payload, self.max_body
         for message in messages:
             size = len(message.payload)
-            if message.headers and size > self.max_body:
+            if message.headers and size > usual:
                 size += len(write_headers(message.headers)) + _BATCH_HEADERS
             if size > limit:
                 raise PayloadTooLarge(size, limit)
         batch = token_hex(11)
-        last = len(messages)
         async with self._batches:
-            for sequence, message in enumerate(messages[:-1], start=1):
-                headers = {
-                    **(message.headers or {}),
-                    "Nats-Batch-Id": batch,
-                    "Nats-Batch-Sequence": str(sequence),
-                }
-                await self.post(message.subject, message.payload, headers=headers)
+            await self.post_all(
+                (message.subject, message.payload, _in_batch(message, batch, number))
+                for number, message in enumerate(messages[:-1], start=1)
+            )
             message = messages[-1]
-            headers = {
-                **(message.headers or {}),
-                "Nats-Batch-Id": batch,
-                "Nats-Batch-Sequence": str(last),
-                "Nats-Batch-Commit": "1",
-            }
+            headers = {**_in_batch(message, batch, len(messages)), "Nats-Batch-Commit": "1"}
             msg = await self.request(message.subject, message.payload, headers=headers, timeout=timeout)
         return int(parse_answer(msg.data)["seq"])
 
@@ -291,6 +282,10 @@ class Publisher(Reader):
                 await self.clock.sleep(next(pauses))
                 continue
             return last.sequence if last is not None and last.payload == payload else None
+
+
+def _in_batch(message: Outgoing, batch: str, number: int) -> Headers:
+    return {**(message.headers or {}), "Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number)}
 
 
 def _merge(messages: Iterable[Outgoing]) -> list[Outgoing]:
