@@ -29,9 +29,9 @@ from jetcron_protocol.subjects import InvalidName, TickName
 
 PAST_KEPT = 30 * topology.DAY
 """How long a replaced revision is kept, and the key of a deleted schedule, in seconds."""
-_PART = 200
+_PART = 270
 """Revisions replaced in one batch: of a large command one part is made here while another is at the server."""
-_PARTS_AT_ONCE = 4
+_PARTS_AT_ONCE = 3
 FAR_OFF_MS = 60_000
 """A held tick of an older revision is purged when it is further away; a nearer one settles itself."""
 
@@ -130,8 +130,9 @@ class Registry:
             now = await self._now(after=announced)
             await self._put_part(part, held, delivery, applied, ticks, announced, now)
 
-        # What takes the place of nothing in force goes whole, as far as one batch holds it.
-        size = _PART if in_force else MAX_BATCH // 2
+        # What takes the place of nothing in force goes whole, as far as one batch holds it, with what it replaces.
+        new = all(held[one.id].value is None for one in wanted)
+        size = _PART if in_force else MAX_BATCH if new else MAX_BATCH // 2
         parts = [wanted[start : start + size] for start in range(0, len(wanted), size)]
         await each(put, parts, at_once=_PARTS_AT_ONCE)
 

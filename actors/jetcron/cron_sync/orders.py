@@ -85,7 +85,7 @@ class Orders:
         functions = await self._functions(judged, _uses(command.schedules))
         judged.raise_faults()
         judged.wanted = self._beside(judged.wanted, functions, applied)
-        if len(judged.wanted) <= MAX_BATCH // 2 and not command.if_revisions:
+        if len(judged.wanted) <= MAX_BATCH and not command.if_revisions:
             # As a rule they are new. If one is not, none is written, and we look.
             try:
                 absent: dict[str, Held[Schedule]] = {one.id: Held() for one in judged.wanted}
