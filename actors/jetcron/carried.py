@@ -2,27 +2,37 @@
 
 Entries of a million schedules lie scattered over what the server has on disk, and those that are due at one instant
 anywhere among them; what a tick carries comes with it. Owns when a copy counts: a replaced revision has an entry under
-`past`, written in the same step by cron-sync, who alone writes there. Where there is none the copy is what the registry
-holds, but for two cases, which void it: its revision was replaced so long ago that `past` forgot, or the registry was
-restored from a backup and no longer knows that revision.
+`past`, written in the same step by cron-sync, who alone writes there, and kept for as long as a copy of it may be out.
+Where there is none the copy is what the registry holds, and is carried on as of now. Two things would make that wrong:
+that `past` forgot, or that the registry was restored from a backup and no longer knows that revision. Against the first
+an old copy does not count. The second is noted by whoever sees it, and voids all that was read before; and one turn in
+`ASKED` reads the registry all the same, so that what nobody noted ends by itself.
 """
 
 from dataclasses import dataclass
+from zlib import crc32
 
 import structlog
 
-from jetcron.bus import TTL, Bus, StoredMessage
+from jetcron.bus import ROLLUP, Bus, Outgoing, StoredMessage
+from jetcron.cron import CronError
+from jetcron.cycle import next_occurrence
 from jetcron_protocol.codec import DecodeError, decode, encode
-from jetcron_protocol.messages import MAX_TIME, MIN_TIME, Restored, Schedule, Tick, replace
+from jetcron_protocol.messages import MAX_TIME, MIN_TIME, Past, Restored, Schedule, Tick, replace
 from jetcron_protocol.topology import DAY
 
 MAX_COPY = 1024
 """A larger entry is not carried, but read from the registry, in bytes."""
-GOOD_FOR_DAYS = 29
-"""For so long after it was read a copy counts: of a weekly schedule it serves four ticks.
-
-Less than replaced revisions are remembered (`PAST_KEPT`), for by them it is known that one was not replaced.
-"""
+GOOD_FOR = 29 * DAY
+"""For so long after its tick's time, or after it was read, a copy counts, in seconds."""
+PAST_KEPT = 30 * DAY
+"""For so long a replaced revision is kept after the last tick's time that it may have, in seconds."""
+ASKED = 64
+"""One tick in so many is turned by what the registry says, whatever it carries."""
+_CLOCKS = 10_000
+"""Milliseconds by which no two actors' clocks differ: one that is further off than a lead takes nothing."""
+_LONGEST = 200 * 366 * DAY
+"""The server counts nanoseconds, and nobody waits for what is later."""
 
 log = structlog.get_logger("jetcron.carried")
 
@@ -42,14 +52,31 @@ class Copy:
 
 
 def copy_of(tick: Tick, now: int) -> Copy | None:
-    """What a tick carries, if it is young enough to count."""
-    if (
-        tick.entry is None
-        or tick.read_at is None
-        or not 0 <= now - tick.read_at <= GOOD_FOR_DAYS * DAY * 1000
-    ):
+    """What a tick carries, if it counts at `now` (epoch ms) unless it turns out to be void."""
+    if tick.entry is None or tick.read_at is None:
+        return None
+    if not tick.read_at <= now <= max(tick.read_at, tick.at) + GOOD_FOR * 1000:
+        return None
+    if crc32(f"{tick.revision}.{tick.at}".encode()) % ASKED == 0:
         return None
     return Copy(tick.entry, tick.read_at)
+
+
+def keep(past: Past, now: int) -> int:
+    """For how long, in seconds, it is to be known that a revision was replaced: while a copy of it may count.
+
+    The last tick it may have, from whoever was frozen before he could hold it, is of the first occurrence after its
+    end: whatever leads to a later one reads that it was replaced.
+    """
+    schedule = past.schedule
+    last = None
+    if schedule.state == "active":
+        try:
+            last = next_occurrence(schedule, now if past.end is None else past.end)
+        except CronError:  # its zone is not known here, and was where it was created
+            return _LONGEST
+    beyond = 0 if last is None else max(last - now, 0) // 1000
+    return min(PAST_KEPT + beyond, _LONGEST)
 
 
 def schedule_in(copy: Copy, tick: Tick) -> Schedule | None:
@@ -85,5 +112,25 @@ async def note_restored(bus: Bus, revision: int, now: int, *, read_at: int | Non
 
 async def void_copies(bus: Bus, revision: int, now: int) -> None:
     """From now on no copy counts that was read before `now`, epoch ms."""
-    entry = Restored(at=now, revision=revision)
-    await bus.publish(bus.names.restored_key, encode(entry), {TTL: f"{(GOOD_FOR_DAYS + 1) * DAY}s"})
+    await bus.publish(bus.names.restored_key, encode(Restored(at=now, revision=revision)))
+
+
+async def witnessed(bus: Bus, group: int) -> int:
+    """The sequence the registry had given to the last note of a sweep of this group, by what is told elsewhere.
+
+    To be read before that note: one that is older shows that the registry was restored.
+    """
+    stored = await bus.last(bus.names.work, bus.names.health_noted(group))
+    return int(stored.payload) if stored is not None and stored.payload.isdigit() else 0
+
+
+async def witness(bus: Bus, group: int, sequence: int) -> None:
+    """Tell it where a restored registry does not forget it: beside the ticks."""
+    await bus.store(Outgoing(bus.names.health_noted(group), str(sequence).encode(), {ROLLUP: "sub"}))
+
+
+async def note_lost(bus: Bus, sequence: int, now: int) -> None:
+    """The registry does not know any more what it had under `sequence`: void what was read before `now`."""
+    log.error("the registry was restored from a backup", sequence=sequence)
+    known = restored(await bus.entry(bus.names.restored_key))
+    await void_copies(bus, max(known.revision, sequence), now + _CLOCKS)

@@ -13,7 +13,7 @@ import structlog
 
 from jetcron import dispatch, intents
 from jetcron.bus import MAX_BATCH, TTL, Bus, Delivery, Outgoing, StoredMessage, fenced
-from jetcron.carried import Copy, note_restored
+from jetcron.carried import PAST_KEPT, Copy, keep, note_restored
 from jetcron.clock import Clock
 from jetcron.cycle import Entry, first_tick, next_occurrence, successor_armed_from
 from jetcron.errors import TryAgain
@@ -22,13 +22,10 @@ from jetcron.many import each
 from jetcron.mending import carry_out, planned, standing, without_tick
 from jetcron.revisions import same, settled
 from jetcron.settings import Settings
-from jetcron_protocol import topology
 from jetcron_protocol.codec import decode, encode
 from jetcron_protocol.messages import AppEntry, Function, Past, Schedule, replace
 from jetcron_protocol.subjects import InvalidName, TickName
 
-PAST_KEPT = 30 * topology.DAY
-"""How long a replaced revision is kept, and the key of a deleted schedule, in seconds."""
 _PART = 270
 """Revisions replaced in one batch: of a large command one part is made here while another is at the server."""
 _PARTS_AT_ONCE = 3
@@ -206,7 +203,9 @@ class Registry:
                 # Before what replaces it: should the server get no further than this, nothing was replaced.
                 past = Past(schedule=previous, end=entry.armed_from)
                 intent = announced.intents.get(schedule.id)
-                batch.append(dispatch.past(self._names, held.sequence, past, keep=PAST_KEPT, expected=intent))
+                batch.append(
+                    dispatch.past(self._names, held.sequence, past, keep=keep(past, now), expected=intent)
+                )
             written.append((len(batch), entry, previous))
             batch.append(self._entry(entry, held.sequence))
         announced.check(self._clock)

@@ -359,6 +359,9 @@ class Names:
     def health_due(self) -> str:
         return f"{self.namespace}.health.due"
 
+    def health_noted(self, group: int) -> str:
+        return f"{self.namespace}.health.noted.{group:x}"
+
     # JETCRON_EVENTS and JETCRON_LATER.
     def event(self, name: str) -> str:
         return f"{self.namespace}.event.{name}"

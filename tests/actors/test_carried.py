@@ -10,8 +10,8 @@ import pytest_asyncio
 
 from jetcron import Client, carried
 from jetcron.bus import StoredMessage
-from jetcron.carried import GOOD_FOR_DAYS, MAX_COPY, Copy
-from jetcron.registry import PAST_KEPT
+from jetcron.carried import GOOD_FOR, MAX_COPY, PAST_KEPT, Copy, copy_of, keep
+from jetcron.cycle import next_occurrence
 from jetcron_protocol.codec import decode, encode
 from jetcron_protocol.messages import MAX_TIME, MIN_TIME, Function, Past, Restored, Run, Schedule, Tick
 from tests.support.command_line import acall
@@ -27,6 +27,12 @@ ID = "tenant 1"
 async def stack(shared_nats: NatsServer) -> AsyncIterator[Stack]:
     async with Stack(shared_nats) as stack:
         yield stack
+
+
+@pytest.fixture(autouse=True)
+def _believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No tick is one of those that are turned by the registry whatever they carry."""
+    monkeypatch.setattr(carried, "ASKED", 1 << 40)
 
 
 @pytest.fixture
@@ -99,9 +105,36 @@ async def test_what_a_tick_carries_is_not_read(stack: Stack, read: list[str]) ->
     await turn(stack)
     assert await payloads(stack) == ["carried"]
     (following,) = await held(stack)
-    assert (following.revision, following.at) == (revision, tick.at + HOUR)
-    assert (following.entry, following.read_at) == (copy, tick.read_at), "as old as it was"
+    assert (following.revision, following.at, following.entry) == (revision, tick.at + HOUR, copy)
+    assert tick.read_at is not None
+    assert following.read_at is not None
+    assert tick.read_at + HOUR <= following.read_at <= stack.clock.now(), (
+        "what it says was so when it was turned"
+    )
     assert read == []
+
+
+async def test_one_in_some_ticks_is_turned_by_what_the_registry_says(
+    stack: Stack, read: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(carried, "ASKED", 1)
+    revision = await put(stack, report())
+    await due(stack, revision, encode(report(payload="carried")))
+    await turn(stack)
+    assert (await payloads(stack), read) == (["stored"], [stack.names.schedule_key(ID)])
+
+
+def test_one_in_sixty_four_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of those due at one instant, and of one schedule's, however regular its times."""
+    monkeypatch.setattr(carried, "ASKED", 64)
+    together = [
+        Tick(schedule="s", revision=number, at=DAY, entry=b"x", read_at=1) for number in range(64_000)
+    ]
+    daily = [
+        Tick(schedule="s", revision=7, at=day * DAY, entry=b"x", read_at=day * DAY) for day in range(64_000)
+    ]
+    for ticks in (together, daily):
+        assert 800 < sum(copy_of(tick, tick.at) is None for tick in ticks) < 1_200
 
 
 async def test_a_tick_without_a_copy_leaves_one_to_the_next(stack: Stack, read: list[str]) -> None:
@@ -175,17 +208,62 @@ async def test_what_is_no_copy_of_its_entry_is_passed_over(stack: Stack, copy: b
     assert [tick.entry for tick in await held(stack)] == [encode(report())], "and replaced by one"
 
 
-def test_no_copy_counts_for_longer_than_it_is_known_what_was_replaced() -> None:
-    assert GOOD_FOR_DAYS * DAY < PAST_KEPT * 1000
+@pytest.mark.parametrize(
+    "when",
+    [
+        {"every": HOUR},
+        {"every": 400 * DAY},
+        {"every": None, "cron": "0 9 1 * *"},
+        {"every": None, "cron": "0 9 29 2 *", "timezone": "Europe/Prague"},
+        {"every": None, "at": 200 * 365 * DAY},
+        {"every": None, "at": MAX_TIME},
+        {"every": HOUR, "state": "paused"},
+    ],
+    ids=str,
+)
+def test_no_copy_counts_for_longer_than_it_is_known_that_its_revision_was_replaced(
+    when: dict[str, Any],
+) -> None:
+    """Whoever read the entry up to that moment may hold its next tick at any time afterwards."""
+    schedule = report(**when)
+    for now in range(0, 3_000 * DAY, 37 * DAY + HOUR):
+        end = now + 2_500
+        forgotten = now + keep(Past(schedule=schedule, end=end), now) * 1000
+        following = next_occurrence(schedule, end) if schedule.state == "active" else None
+        for at in (now - HOUR, end, following):
+            if at is not None and at < 200 * 365 * DAY:
+                last = max(now, at) + GOOD_FOR * 1000
+                tick = Tick(schedule=ID, revision=1, at=at, entry=b"x", read_at=now)
+                assert copy_of(tick, last) == Copy(b"x", now)
+                assert copy_of(tick, last + 1) is None
+                assert last < forgotten
 
 
-@pytest.mark.parametrize("age", [GOOD_FOR_DAYS * DAY + HOUR, -HOUR])
-async def test_a_copy_too_old_or_from_the_future_is_read_anew(stack: Stack, age: int) -> None:
+def test_a_replaced_revision_whose_zone_is_unknown_is_kept_as_long_as_any() -> None:
+    schedule = report(every=None, cron="0 9 * * *", timezone="Mars/Olympus")
+    assert keep(Past(schedule=schedule, end=0), 0) > 100 * 365 * DAY // 1000
+
+
+def test_most_replaced_revisions_are_kept_for_a_month() -> None:
+    assert keep(Past(schedule=report(), end=HOUR - 1), HOUR - 2) == PAST_KEPT
+    assert keep(Past(schedule=report(state="paused", every=300 * DAY), end=0), 0) == PAST_KEPT
+
+
+@pytest.mark.parametrize(("age", "at"), [(GOOD_FOR * 1000 + HOUR, -GOOD_FOR * 1000 - HOUR), (-HOUR, 0)])
+async def test_a_copy_too_old_or_from_the_future_is_read_anew(stack: Stack, age: int, at: int) -> None:
     revision = await put(stack, report())
-    await due(stack, revision, encode(report(payload="carried")), age=age)
+    hour = stack.clock.now() // HOUR * HOUR
+    await due(stack, revision, encode(report(payload="carried")), age=age, at=hour + at)
     await turn(stack)
     assert await payloads(stack) == ["stored"]
     assert [tick.entry for tick in await held(stack)] == [encode(report())]
+
+
+async def test_a_rare_schedule_s_copy_counts_when_its_time_comes(stack: Stack, read: list[str]) -> None:
+    revision = await put(stack, report())
+    await due(stack, revision, encode(report(payload="carried")), age=400 * DAY)
+    await turn(stack)
+    assert (await payloads(stack), read) == (["carried"], [])
 
 
 async def test_a_large_entry_is_not_carried(stack: Stack) -> None:
@@ -242,6 +320,32 @@ async def test_a_sweep_notices_that_the_registry_was_restored(stack: Stack) -> N
     again = await stack.bus.entry(stack.names.restored_key)
     assert again is not None
     assert decode(Restored, again.payload).revision == lost.revision + 1, "restored once more"
+
+
+async def test_a_sweep_misses_its_own_note(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the registry has long given more numbers than the lost note had, and no tick shows it."""
+    names, bus = stack.names, stack.bus
+    checker = stack.make("health-checker", bus)
+    now = stack.clock.now()
+    monkeypatch.setattr(stack.clock, "now", lambda: now)
+
+    async def swept() -> Restored | None:
+        nonlocal now
+        now += HOUR
+        await checker.sweep(3)
+        noted = await bus.entry(names.restored_key)
+        return None if noted is None else decode(Restored, noted.payload)
+
+    assert [await swept(), await swept()] == [None, None]
+    note = await bus.entry(names.health_key(3))
+    assert note is not None
+    await put(stack, report())
+    await bus.purge(names.registry, names.health_key(3))
+    found = await swept()
+    assert found is not None
+    assert found.at > now, "and nobody's clock is that wrong"
+    assert found.revision == note.sequence
+    assert await swept() == found, "once"
 
 
 async def test_whoever_restored_the_registry_says_so(

@@ -390,7 +390,7 @@ async def snapshot(bus: Bus) -> dict[str, list[Any]]:
 
     Times of writing and names of processes are left out, as are attempts a process took with it, and second
     copies of what its id makes one, and what a tick carries to spare a read. The number of a revision in force is
-    left out too: it depends on how often it was announced.
+    left out too, and of a sweep's note: they depend on how often something was written.
     """
     names = bus.names
     state: dict[str, list[Any]] = {}
@@ -404,6 +404,8 @@ async def snapshot(bus: Bus) -> dict[str, list[Any]]:
                 if ".tick." in subject and _is_in_force(body, in_force):
                     subject = subject.replace(f".{body['revision']}.", ".in force.")
                     body["revision"] = "in force"
+                if ".health.noted." in subject:
+                    body = "a sequence"
                 if ".past." in subject and isinstance(body, dict):
                     body["intent"] = "end" not in unpack(message.payload)
                 if part == "work" and isinstance(body, dict) and _fires_when_written(body):

@@ -147,7 +147,7 @@ async def _carried(bus: Bus, known: Definitions, ticks: Sequence[Tick], now: int
         schedule = schedule_in(copy, tick)
         if schedule is not None:
             entry = known.current.setdefault(tick.schedule, Entry(schedule, tick.revision))
-            known.copies[tick.schedule] = copy
+            known.copies[tick.schedule] = Copy(copy.entry, now)
             if entry.revision != tick.revision:
                 doubtful.add(tick.schedule)
     for id in doubtful:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import structlog
 
 from jetcron.bus import SCHEDULE, SCHEDULE_TARGET, SCHEDULE_TTL, Bus, Delivery, Outgoing
-from jetcron.carried import note_restored
+from jetcron.carried import note_lost, note_restored, witness, witnessed
 from jetcron.clock import Clock
 from jetcron.dead_letters import bury
 from jetcron.health_checker.archived import ArchivedRuns
@@ -81,13 +81,18 @@ class HealthChecker:
         """
         began = self._clock.monotonic()
         seen_at = self._clock.now()
-        note = await self._note(group)
+        told = await witnessed(self._bus, group)
+        note, sequence = await self._note(group)
+        if sequence < told:
+            await note_lost(self._bus, told, seen_at)
         findings = Findings(
             seen_at=seen_at,
             message=message,
             healthy_at=min(seen_at - self._settings.repair_grace_ms, await self._settled()),
         )
         if 0 <= seen_at - note.swept_at < self._settings.sweep_every_ms // 2:
+            if told < sequence:  # who noted it died before it was told
+                await witness(self._bus, group, sequence)
             return findings
         metrics = self._process.metrics
         try:
@@ -116,14 +121,15 @@ class HealthChecker:
             return await self._overdue.messages(names.later, names.later_held_all, note.cursor, findings)
         return 0
 
-    async def _note(self, group: int) -> Sweep:
+    async def _note(self, group: int) -> tuple[Sweep, int]:
+        """What the last sweep of a group noted, and the sequence of that; 0: nothing is there."""
         stored = await self._bus.entry(self._names.health_key(group))
         if stored is not None:
             try:
-                return decode(Sweep, stored.payload)
+                return decode(Sweep, stored.payload), stored.sequence
             except DecodeError as error:
                 log.error("a sweep's note cannot be read, starting afresh", group=group, reason=str(error))
-        return Sweep(group=group, healthy_at=0)
+        return Sweep(group=group, healthy_at=0), 0 if stored is None else stored.sequence
 
     async def _take_note(self, group: int, note: Sweep, findings: Findings, cursor: int) -> None:
         whole = findings.whole and not findings.absent
@@ -136,7 +142,8 @@ class HealthChecker:
             # A rotation in which something could not be mended vouches for nothing.
             rotation_at=findings.rotation_at if findings.whole else 0,
         )
-        await self._bus.publish(self._names.health_key(group), encode(entry))
+        stored = await self._bus.publish(self._names.health_key(group), encode(entry))
+        await witness(self._bus, group, stored.sequence)
 
     async def _settled(self) -> int:
         """Up to when no sync command stands: one that does may have written an entry and not yet its tick."""
