@@ -201,6 +201,7 @@ def test_every_subject_is_in_the_table() -> None:
         NAMES.run_later(f, run, 2),
         NAMES.health_held(3),
         NAMES.health_due,
+        NAMES.health_noted(3),
         NAMES.event("order.placed"),
         NAMES.later_held("order.placed", "7"),
         NAMES.later_due("order.placed"),
