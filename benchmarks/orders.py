@@ -1,16 +1,24 @@
 """Orders about schedules: how many a second one cron-sync creates, changes and deletes, and how fast they are listed.
 
 Thirty of them share an expression, as tenants' schedules do; each has a zone, a payload
-and a tag. The listing is that of the client, from the call to the page.
+and a tag. The listing is that of the client, from the call to the page. `jetcron schedules apply` is measured as whole
+commands, from the start of Python to their end: reading the file, comparing it with what stands, and showing what
+changes are in it. Beside each stands what a plain loop of Python took then, for small machines are not always as fast.
 """
 
+import asyncio
+import json
+import os
+import sys
+import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import uvloop
 
-from benchmarks.stack import Actor, Stack, percentile, resident, stack
+from benchmarks.stack import Actor, Stack, percentile, resident, spent, stack
 from jetcron import App, Client, Context
 from jetcron.registration import register
 from jetcron.schedules.plan import Plan
@@ -47,6 +55,48 @@ async def main(count: int) -> None:
         async with Client(running.settings) as client:
             await _writing(running, client, cron_sync, count)
             await _listing(client, count)
+    async with stack() as running:
+        (cron_sync,) = await running.start(("cron-sync",))
+        await register(running.bus, app, clock=running.bus.clock, wait=30)
+        await _applying(running, cron_sync, count)
+
+
+async def _applying(running: Stack, cron_sync: Actor, count: int) -> None:
+    server = running.server.pid
+    wanted = [definition(number) for number in range(count)]
+    with tempfile.TemporaryDirectory(prefix="jetcron-bench-") as folder:
+        file = Path(folder) / "schedules.jsonl"
+        await _command(running, folder, "--version")  # as it is from then on, compiled
+        for what, payload in (("new", 1), ("changed", 2), ("changed once more", 3), ("unchanged", 3)):
+            lines = (json.dumps(one | {"payload": {"format": payload}}) for one in wanted)
+            file.write_text("\n".join(lines))
+            pace, before, began = _pace(), (cron_sync.cpu(), spent(server)), time.perf_counter()
+            await _command(running, folder, "schedules", "apply", str(file), "--yes")
+            took = time.perf_counter() - began
+            print(
+                f"jetcron schedules apply, {what}: {count / took:,.0f} schedules/s ({count:,} in {took:.1f} s; "
+                f"cron-sync {cron_sync.cpu() - before[0]:.1f} s of CPU, nats-server {spent(server) - before[1]:.1f} s; "
+                f"a plain loop took {pace:.2f} s)"
+            )
+
+
+async def _command(running: Stack, folder: str, *arguments: str) -> None:
+    environment = {**os.environ, "NATS_URL": running.settings.nats_url, "PYTHONPYCACHEPREFIX": folder}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    quiet = asyncio.subprocess.DEVNULL
+    command = [sys.executable, "-m", "jetcron", *arguments]
+    process = await asyncio.create_subprocess_exec(*command, env=environment, stdout=quiet, stderr=quiet)
+    if await process.wait():
+        raise RuntimeError(f"{' '.join(command)} failed: {process.returncode}")
+
+
+def _pace() -> float:
+    """Seconds of CPU for a loop that is always the same."""
+    began = time.process_time()
+    total = 0
+    for number in range(5_000_000):
+        total += number * number
+    return time.process_time() - began
 
 
 async def _writing(running: Stack, client: Client, cron_sync: Actor, count: int) -> None:

@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 
 import structlog
 
-from jetcron import probe
+from jetcron import loop, probe
 from jetcron.bus import Bus, Consumer, Delivery
 from jetcron.clock import Clock, SystemClock
 from jetcron.errors import (
@@ -236,7 +236,8 @@ async def run_actor(
                         http, registry=process.metrics.registry, heartbeat=heartbeat, unready=process.unready
                     )
                 )
-            _calm_collector()
+            gc.collect()
+            loop.calm_collector()
             log.info(
                 "started", actor=name, server=bus.server_version, namespace=settings.namespace, http=port
             )
@@ -245,17 +246,6 @@ async def run_actor(
             async with _background(heartbeat.beat(), process.measure_clock()):
                 await _until_stopped(bus, actor, process, settings, clock, signals=signals)
         log.info("stopped", actor=name)
-
-
-def _calm_collector() -> None:
-    """Look for cycles seldom: what is loaded stays, and a thousand runs in hand are no garbage.
-
-    With the default thresholds the collector walks all runs in hand again and again: a tenth of an
-    executor's time, and pauses just when a thousand runs are due.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
 
 
 @contextlib.asynccontextmanager

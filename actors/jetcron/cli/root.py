@@ -6,6 +6,7 @@ import typer
 from typer.core import TyperGroup
 
 import jetcron
+from jetcron import loop
 from jetcron.cli import actors, checks, dead, functions, importing, runs, schedules, sending, shadowing, times
 from jetcron.cli.output import telling
 
@@ -65,4 +66,5 @@ checks.add_to(app)
 
 def main() -> None:
     """The entry point `jetcron`."""
+    loop.calm_collector()
     app()
