@@ -36,7 +36,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 def calm_collector() -> None:
-    """Look for cycles seldom: what is loaded stays, and a thousand runs in hand, or the lines of a file, are no garbage.
+    """Look for cycles seldom: what is loaded stays, and a thousand runs in hand or the lines of a file are no garbage.
 
     With the default thresholds the collector walks all of them again and again: a tenth of an executor's time, with
     pauses just when a thousand runs are due, and a fifth of what it takes to compare 100,000 schedules.
