@@ -55,6 +55,8 @@ class Applied:
     revisions: dict[str, int] = field(default_factory=dict)
     next: dict[str, int] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    parts: int = 0
+    """In how many parts schedules were written, or tried to be, since the command was begun."""
 
 
 class Registry:
@@ -123,10 +125,12 @@ class Registry:
             held = await self.schedules([one.id for one in wanted])
         in_force: dict[str, Entry] = {} if over else _to_replace(wanted, held, delivery.sequence)
 
-        async def put(part: Sequence[Schedule]) -> None:
+        async def put(numbered: tuple[int, Sequence[Schedule]]) -> None:
+            number, part = numbered
             replaced = [in_force[one.id] for one in part if one.id in in_force]
             ticks = await self._mend(replaced)
-            announced = await intents.announce(self._bus, replaced)
+            key = self._names.intent_key(delivery.sequence, number)
+            announced = await intents.announce(self._bus, key, replaced)
             now = await self._now(after=announced)
             await self._put_part(part, held, delivery, applied, ticks, announced, now)
 
@@ -134,15 +138,18 @@ class Registry:
         new = all(held[one.id].value is None for one in wanted)
         size = _PART if in_force else MAX_BATCH if new else MAX_BATCH // 2
         parts = [wanted[start : start + size] for start in range(0, len(wanted), size)]
-        await each(put, parts, at_once=_PARTS_AT_ONCE)
+        # Counted through the command: of parts that are put at one time none takes the place of another's intent.
+        numbers = range(applied.parts, applied.parts + len(parts))
+        applied.parts = numbers.stop
+        await each(put, zip(numbers, parts, strict=True), at_once=_PARTS_AT_ONCE)
 
     async def _now(self, *, after: Announced) -> int:
         """The time as the server has it, from which every actor's clock is measured.
 
-        After intents it tells itself: what was turned before they were stored was released by then, and an estimate of
+        After an intent it tells itself: what was turned before that was stored was released by then, and an estimate of
         ours is off by as long as we, or its answer, once took.
         """
-        if after.intents:
+        if after.revisions:
             return (await self._bus.stream_state(self._names.registry)).now
         return round(self._clock.now() - self._bus.clock_offset_ms)
 
@@ -183,7 +190,7 @@ class Registry:
         announced: Announced,
         now: int,
     ) -> None:
-        batch: list[Outgoing] = []
+        batch = announced.over()
         written: list[tuple[int, Schedule, Schedule | None]] = []
         mine: list[Entry] = []
         successors: list[Entry] = []
@@ -205,8 +212,7 @@ class Registry:
             if previous is not None:
                 # Before what replaces it: should the server get no further than this, nothing was replaced.
                 past = Past(schedule=previous, end=entry.armed_from)
-                intent = announced.intents.get(schedule.id)
-                batch.append(dispatch.past(self._names, held.sequence, past, keep=PAST_KEPT, expected=intent))
+                batch.append(dispatch.past(self._names, held.sequence, past, keep=PAST_KEPT))
             written.append((len(batch), entry, previous))
             batch.append(self._entry(entry, held.sequence))
         announced.check(self._clock)

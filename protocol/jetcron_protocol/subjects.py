@@ -528,6 +528,19 @@ class Names:
     def pasts_of_shard(self, shard_: str) -> str:
         return self._registry(f"past.{shard_}.*.*")
 
+    def intent_key(self, command: int, part: int) -> str:
+        """Where it is said which revisions a part of a command (by its sequence) is about to replace."""
+        return self._registry(f"intent.{command}.{part}")
+
+    @property
+    def intents(self) -> str:
+        """A filter for all of them."""
+        return self._registry("intent.>")
+
+    def is_intent(self, subject: str) -> bool:
+        """Whether `intents` matches it."""
+        return subject.startswith(self._registry("intent."))
+
     def breaks_key(self, schedule: str) -> str:
         """Where it is counted how often a schedule's cycle broke."""
         return self._registry(f"breaks.{shard(schedule)}.{escape(schedule)}")

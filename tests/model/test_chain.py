@@ -19,6 +19,7 @@ SABOTAGE = Scenario(odds=HARSH, sabotage=True)
 RESTORE = Scenario(restore=True)
 SYNC_DIES = Scenario(sync_odds=FRAGILE, commands=16, outages=1)
 SYNC_STALLS = Scenario(sync_odds=STALLING, commands=16, outages=2)
+STALLS = Scenario(odds=STAMMERING, commands=16, outages=1)
 SYNC_STAMMERS = Scenario(sync_odds=STAMMERING, commands=16, outages=1)
 
 BREAKS_IN = {
@@ -27,8 +28,8 @@ BREAKS_IN = {
     "whole means up to its earliest tick": SABOTAGE,
     "whole means up to its oldest command": SYNC_DIES,
     "who meets an intent asks again": SYNC_STALLS,
-    "a successor takes the place of its intent": SYNC_STALLS,
-    "an intent takes no other's place": SYNC_STALLS,
+    "a successor is written as its intent ends": SYNC_STALLS,
+    "an intent is looked for before the past": STALLS,
 }
 """In which scenario a rule's absence shows, where that is not the rough one."""
 SEEDS = 240

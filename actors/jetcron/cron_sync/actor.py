@@ -145,6 +145,7 @@ class CronSync:
     async def _apply_fenced(self, command: SyncCommand, delivery: Delivery, applied: Applied) -> None:
         """Apply; again from the start when the registry moved under us: another copy has this command, or a newer."""
         for attempt in range(1, _TRIES + 1):
+            applied.parts = 0
             try:
                 await self._apply(command, delivery, applied)
                 return
