@@ -380,7 +380,7 @@ class CronTick(Actor):
         return current, past, replacing
 
     def _replacing(self) -> Steps:
-        """The revisions that intents name, as the leader has them: each read by itself, once it is known which stand."""
+        """The revisions that intents name, as the leader has them: it says which stand, then each is read by itself."""
         s = self.s
         named: set[tuple[str, int]] = set()
         for key in (yield from self.call(s.registry.keys, "intent")):

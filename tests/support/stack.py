@@ -389,8 +389,8 @@ async def snapshot(bus: Bus) -> dict[str, list[Any]]:
     """Everything stored but who is alive, comparable between namespaces; with each run's consumer, and what is left.
 
     Times of writing and names of processes are left out, as are attempts a process took with it, and second
-    copies of what its id makes one, what a tick carries to spare a read, and intents, which end by themselves. The number of a revision in force is
-    left out too: it depends on how often it was announced.
+    copies of what its id makes one, what a tick carries to spare a read, and intents, which end by themselves. The
+    number of a revision in force is left out too: it depends on how often it was announced.
     """
     names = bus.names
     state: dict[str, list[Any]] = {}
