@@ -72,7 +72,7 @@ def keep(past: Past, now: int) -> int:
     last = None
     if schedule.state == "active":
         try:
-            last = next_occurrence(schedule, now if past.end is None else past.end)
+            last = next_occurrence(schedule, past.end)
         except CronError:  # its zone is not known here, and was where it was created
             return _LONGEST
     beyond = 0 if last is None else max(last - now, 0) // 1000

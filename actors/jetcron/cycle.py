@@ -124,12 +124,14 @@ def decide_turn(
     now: int,
     late_after: int,
     later_stands: bool,
+    replacing: bool = False,
     archived: bool = False,
 ) -> Decision:
     """What a released tick leads to.
 
-    `current` is the registry's entry, and `past` the tick's own revision where it was replaced, or is about to be: both
-    as the leader has them, and read so that neither is older than the other says. `later_stands` (asked only of a late
+    `current` is the registry's entry, and `past` the tick's own revision where it was replaced: both as the leader has
+    them, and read so that neither is older than the other says. `replacing`: an intent, read no later than `past`,
+    names the tick's revision; who left it may have died since, or come too late. `later_stands` (asked only of a late
     tick): a later tick of the same revision is held or due. `archived` (asked only of a replaced revision): its
     function is, and nobody would take its runs.
     """
@@ -138,7 +140,7 @@ def decide_turn(
     if current.revision < tick.revision:
         return _restored(tick, current)
     end: int | None
-    if past is not None and past.end is None:
+    if replacing and (past is None or current.revision == tick.revision):
         return Undecided()
     if current.revision == tick.revision:
         schedule, end = current.schedule, None

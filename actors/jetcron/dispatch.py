@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from jetcron.bus import TTL, Delivery, Outgoing, fenced, hold, purging, with_id
 from jetcron_protocol.codec import EVENT_HEADER, encode
 from jetcron_protocol.ids import digest, gap_token, overlap_token, ulid
-from jetcron_protocol.messages import DeadLetter, Event, Gap, Past, Run, SyncCommand, Tick, replace
+from jetcron_protocol.messages import DeadLetter, Event, Gap, Intent, Past, Run, SyncCommand, Tick, replace
 from jetcron_protocol.subjects import Names, TickName
 
 MAX_BODY = 64 * 1024
@@ -97,11 +97,14 @@ def held_event(names: Names, event_: Event, lead: int, *, named: bool) -> Outgoi
     )
 
 
-def past(names: Names, revision: int, past_: Past, *, keep: int, expected: int | None) -> Outgoing:
-    """What is said of a revision, kept `keep` seconds, in place of the sequence `expected`, or of whatever stands."""
-    key = names.past_key(past_.schedule.id, revision)
-    fence = {} if expected is None else fenced(expected)
-    return Outgoing(key, encode(past_), {TTL: f"{keep}s", **fence})
+def past(names: Names, revision: int, past_: Past, *, keep: int) -> Outgoing:
+    """A revision that is replaced, kept `keep` seconds. Who replaces it is told by the fence of the entry."""
+    return Outgoing(names.past_key(past_.schedule.id, revision), encode(past_), {TTL: f"{keep}s"})
+
+
+def intent(key: str, intent_: Intent, *, keep: int, expected: int) -> Outgoing:
+    """What is about to be replaced, kept `keep` seconds, in place of the sequence `expected` under its key."""
+    return Outgoing(key, encode(intent_), {TTL: f"{keep}s", **fenced(expected)})
 
 
 def command(names: Names, command_: SyncCommand) -> Outgoing:

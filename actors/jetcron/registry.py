@@ -11,13 +11,13 @@ from typing import Generic, TypeVar
 
 import structlog
 
-from jetcron import dispatch, intents
+from jetcron import dispatch
 from jetcron.bus import MAX_BATCH, TTL, Bus, Delivery, Outgoing, StoredMessage, fenced
 from jetcron.carried import PAST_KEPT, Copy, keep, note_restored
 from jetcron.clock import Clock
 from jetcron.cycle import Entry, first_tick, next_occurrence, successor_armed_from
 from jetcron.errors import TryAgain
-from jetcron.intents import Announced
+from jetcron.intents import Announced, Intents
 from jetcron.many import each
 from jetcron.mending import carry_out, planned, standing, without_tick
 from jetcron.revisions import same, settled
@@ -62,6 +62,7 @@ class Registry:
         self._names = bus.names
         self._clock = clock
         self._settings = settings
+        self._intents = Intents(bus)
 
     async def app(self, app: str) -> Held[AppEntry]:
         """An app's entry."""
@@ -123,9 +124,9 @@ class Registry:
         async def put(part: Sequence[Schedule]) -> None:
             replaced = [in_force[one.id] for one in part if one.id in in_force]
             ticks = await self._mend(replaced)
-            announced = await intents.announce(self._bus, replaced)
-            now = await self._now(after=announced)
-            await self._put_part(part, held, delivery, applied, ticks, announced, now)
+            async with self._intents.announced(replaced) as announced:
+                now = await self._now(after=announced)
+                await self._put_part(part, held, delivery, applied, ticks, announced, now)
 
         # What takes the place of nothing in force goes whole, as far as one batch holds it, with what it replaces.
         new = all(held[one.id].value is None for one in wanted)
@@ -136,10 +137,10 @@ class Registry:
     async def _now(self, *, after: Announced) -> int:
         """The time as the server has it, from which every actor's clock is measured.
 
-        After intents it tells itself: what was turned before they were stored was released by then, and an estimate of
+        After an intent it tells itself: what was turned before that was stored was released by then, and an estimate of
         ours is off by as long as we, or its answer, once took.
         """
-        if after.intents:
+        if after.revisions:
             return (await self._bus.stream_state(self._names.registry)).now
         return round(self._clock.now() - self._bus.clock_offset_ms)
 
@@ -180,7 +181,7 @@ class Registry:
         announced: Announced,
         now: int,
     ) -> None:
-        batch: list[Outgoing] = []
+        batch = announced.over()
         written: list[tuple[int, Schedule, Schedule | None]] = []
         mine: list[Entry] = []
         successors: list[Entry] = []
@@ -202,14 +203,13 @@ class Registry:
             if previous is not None:
                 # Before what replaces it: should the server get no further than this, nothing was replaced.
                 past = Past(schedule=previous, end=entry.armed_from)
-                intent = announced.intents.get(schedule.id)
-                batch.append(
-                    dispatch.past(self._names, held.sequence, past, keep=keep(past, now), expected=intent)
-                )
+                batch.append(dispatch.past(self._names, held.sequence, past, keep=keep(past, now)))
             written.append((len(batch), entry, previous))
             batch.append(self._entry(entry, held.sequence))
         announced.check(self._clock)
+        began = self._clock.monotonic()
         first = await self._bus.publish_atomic(batch) - len(batch) + 1
+        self._intents.ended(announced, first, began)
         for position, entry, previous in written:
             mine.append(Entry(entry, first + position))
             if previous is not None and previous.state == "active":

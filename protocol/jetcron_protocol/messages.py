@@ -168,14 +168,22 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Past:
-    """A replaced schedule entry: in force up to and including `end`.
-
-    Without an end it is an intent: the entry is about to be replaced, and nobody knows yet until when it governs.
-    """
+    """A replaced schedule entry: in force up to and including `end`."""
 
     kind: ClassVar[str] = "past"
     schedule: Schedule
-    end: Time | None = None
+    end: Time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intent:
+    """These revisions (by schedule id) are about to be replaced, and nobody knows yet until when they govern.
+
+    Of none, it is over.
+    """
+
+    kind: ClassVar[str] = "intent"
+    revisions: dict[str, Count] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -639,6 +647,7 @@ Message = (
     | Run
     | Schedule
     | Past
+    | Intent
     | Function
     | AppEntry
     | SyncCommand

@@ -531,6 +531,19 @@ class Names:
     def pasts_of_shard(self, shard_: str) -> str:
         return self._registry(f"past.{shard_}.*.*")
 
+    def intent_key(self, number: int) -> str:
+        """Where it is said which revisions are about to be replaced; so many as are at one time have a key each."""
+        return self._registry(f"intent.{number}")
+
+    @property
+    def intents(self) -> str:
+        """A filter for all of them."""
+        return self._registry("intent.*")
+
+    def is_intent(self, subject: str) -> bool:
+        """Whether `intents` matches it."""
+        return subject.startswith(self._registry("intent."))
+
     def breaks_key(self, schedule: str) -> str:
         """Where it is counted how often a schedule's cycle broke."""
         return self._registry(f"breaks.{shard(schedule)}.{escape(schedule)}")

@@ -3,17 +3,18 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import pytest
 import pytest_asyncio
 
-from jetcron import Client, intents
-from jetcron.bus import OPERATION, Delivery, StoredMessage
+from jetcron import Client, intents, registry
+from jetcron.bus import OPERATION, Delivery, Outgoing, StoredMessage, read
 from jetcron.clock import from_ms
+from jetcron.errors import WrongSequence
 from jetcron_protocol.codec import decode, encode
-from jetcron_protocol.messages import Function, Past, Run, Schedule, SyncCommand, Tick
+from jetcron_protocol.messages import Function, Intent, Past, Run, Schedule, SyncCommand, Tick
 from tests.support.command_line import acall
 from tests.support.faults import Die, FaultyBus, Killed, Wait
 from tests.support.nats_server import NatsServer
@@ -23,8 +24,9 @@ HOUR = 3_600_000
 ID = "tenant 1"
 ENTRY = "_REGISTRY.schedule."
 """Where the successor is written."""
-INTENT = "_REGISTRY.past."
+INTENT = "_REGISTRY.intent."
 """Where the intent is: what is stored with a successor has the successor's name."""
+PAST = "_REGISTRY.past."
 
 
 @pytest_asyncio.fixture
@@ -86,6 +88,12 @@ async def past(stack: Stack, revision: int) -> Past | None:
     return None if entry is None else decode(Past, entry.payload)
 
 
+async def intent(stack: Stack) -> Intent | None:
+    """That of the only part of a command."""
+    entry = await stack.bus.entry(stack.names.intent_key(0))
+    return None if entry is None else decode(Intent, entry.payload)
+
+
 async def due(stack: Stack, at: int, *, copy: bool) -> Tick:
     """A released tick of the revision in force."""
     schedule, revision = await current(stack)
@@ -121,11 +129,14 @@ async def test_a_tick_waits_until_it_is_said_who_governs(stack: Stack, copy: boo
     _, old = await current(stack)
     for at, what in ((stack.clock.now() // HOUR * HOUR, ["old"]), (next_hour(stack), [])):
         await due(stack, at, copy=copy)
-        async with held_up(stack, await update(stack)):
+        delivery = await update(stack)
+        async with held_up(stack, delivery):
             await turn(stack)
             assert await payloads(stack) == []
             assert await stack.left(stack.names.work, stack.names.cron_tick) == 1, "handed back"
-            assert await past(stack, old) == Past(schedule=replace((await current(stack))[0], payload=None))
+            assert await intent(stack) == Intent(revisions={ID: old})
+            assert await past(stack, old) is None
+        assert await intent(stack) == Intent(), "it is over"
         await turn(stack)
         assert await payloads(stack) == what
         await stack.settled(stack.names.work, stack.names.cron_tick)
@@ -143,11 +154,13 @@ async def test_a_revision_governs_as_before_when_cron_sync_died(stack: Stack) ->
         bus.arm(Die(), on=ENTRY)
         with pytest.raises(Killed):
             await apply(stack, delivery, bus)
+    assert await intent(stack) == Intent(revisions={ID: old})
     await turn(stack)
     assert await payloads(stack) == [], "its word stands"
     await stack.start("cron-tick")
     await until(lambda: payloads(stack), what="the tick turned")
     assert await payloads(stack) == ["old"]
+    assert await intent(stack) is None
     assert await past(stack, old) is None
     assert (await current(stack)) == (before, old)
     await stack.start("cron-sync")
@@ -164,10 +177,12 @@ async def test_a_revision_governs_as_before_when_cron_sync_died(stack: Stack) ->
 @pytest.mark.usefixtures("brief")
 async def test_who_was_frozen_for_longer_than_its_intent_takes_the_time_again(stack: Stack) -> None:
     _, old = await current(stack)
-    async with held_up(stack, await update(stack)) as (go, task):
+    delivery = await update(stack)
+    async with held_up(stack, delivery) as (go, task):
+        assert await intent(stack) is not None
 
         async def forgotten() -> bool:
-            return await past(stack, old) is None
+            return await intent(stack) is None
 
         await until(forgotten, what="the intent forgotten")
         woken = stack.clock.now()
@@ -311,6 +326,126 @@ async def test_what_is_replaced_while_it_is_read_governs_up_to_its_end(stack: St
     assert delivery.settled
     await stack.settled(stack.names.work, stack.names.cron_tick)
     assert await payloads(stack) == [], "the successor's"
+
+
+async def refused(bus: FaultyBus, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Why batches of this bus were refused."""
+    reasons: list[str] = []
+    publish_atomic = bus.publish_atomic
+
+    async def noted(messages: Sequence[Outgoing], **more: Any) -> int:
+        try:
+            return await publish_atomic(messages, **more)
+        except WrongSequence:
+            reasons.append(messages[0].subject)
+            raise
+
+    monkeypatch.setattr(bus, "publish_atomic", noted)
+    return reasons
+
+
+async def test_a_batch_is_refused_whole_when_another_copy_has_its_intent(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing was replaced yet, so that nothing but the intent refuses it."""
+    delivery = await update(stack)
+    stands = await current(stack)
+    key = stack.names.intent_key(0)
+    async with FaultyBus(stack.settings) as bus, FaultyBus(stack.settings) as other:
+        reasons = await refused(bus, monkeypatch)
+        reached, go = asyncio.Event(), asyncio.Event()
+        bus.arm(Wait(reached, go), on=ENTRY)
+        overtaken = asyncio.create_task(apply(stack, delivery, bus))
+        await reached.wait()
+        other.arm(Die(), on=ENTRY)
+        with pytest.raises(Killed):
+            await apply(stack, delivery, other)
+        assert (reasons, await current(stack)) == ([], stands)
+        assert await past(stack, stands[1]) is None
+        # What it stores next is refused: it begins anew, and takes the intent's place.
+        again = asyncio.Event()
+        bus.arm(Wait(again, proceed := asyncio.Event()), on=INTENT)
+        go.set()
+        await again.wait()
+        assert (reasons, await current(stack)) == ([key], stands)
+        assert await past(stack, stands[1]) is None
+        proceed.set()
+        await overtaken
+    assert (await current(stack))[0].payload == "new"
+    assert await intent(stack) == Intent()
+
+
+@pytest.mark.parametrize("asked", ["in one request after the other", "of the leader"])
+async def test_what_is_replaced_between_two_reads_is_seen(
+    stack: Stack, asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who read the intents last would see neither: before, nothing was replaced, and after, the intent is over."""
+    delivery = await update(stack)
+    await due(stack, next_hour(stack), copy=False)
+    async with held_up(stack, delivery) as (go, task), FaultyBus(stack.settings) as bus:
+
+        def overtaken(name: str) -> None:
+            """As soon as anything is read of the revision, the other copy goes on."""
+            look = getattr(bus, name)
+
+            async def reading(*args: Any) -> Any:
+                found = await look(*args)
+                if any(key in str(args) for key in (INTENT, PAST)):
+                    go.set()
+                    await task
+                return found
+
+            monkeypatch.setattr(bus, name, reading)
+
+        if asked == "of the leader":
+            monkeypatch.setattr(bus, "rare", mock.AsyncMock(return_value=None))
+            overtaken("subjects")
+            overtaken("entries")
+        else:
+            monkeypatch.setattr(read, "MAX_MULTI", 2)
+            overtaken("_batch")
+        taken = await take(stack.bus, stack.names.work, stack.names.cron_tick)
+        await stack.make("cron-tick", bus).handle(taken)
+        assert delivery.settled, "it was replaced meanwhile"
+    await stack.settled(stack.names.work, stack.names.cron_tick)
+    assert await payloads(stack) == [], "the successor's"
+
+
+async def test_parts_of_a_command_leave_an_intent_each(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two under one key at one time either would be refused, and the command begin anew."""
+    monkeypatch.setattr(registry, "_PART", 2)
+    ids = [f"tenant {number}" for number in range(2, 9)]
+    made = [{"id": id, "function": "app.f", "every": HOUR} for id in ids]
+    await apply(stack, await ordered(stack, "create", schedules=made))
+    delivery = await ordered(stack, "update", schedules=[{"id": id, "payload": "new"} for id in ids])
+    async with FaultyBus(stack.settings) as bus:
+        await apply(stack, delivery, bus)
+        written = [name for name in bus.writes if INTENT in name]
+    assert set(written) == {stack.names.intent_key(number) for number in range(3)}, "three at one time"
+    assert len(written) == 4, "who comes after one that is over takes its place at once"
+    for id in ids:
+        entry = await stack.bus.entry(stack.names.schedule_key(id))
+        assert entry is not None
+        assert decode(Schedule, entry.payload).payload == "new"
+
+
+@pytest.mark.parametrize("what", ["a removed key", "nothing readable"])
+async def test_an_intent_that_cannot_be_read_keeps_nobody(stack: Stack, what: str) -> None:
+    delivery = await update(stack)
+    key = stack.names.intent_key(0)
+    if what == "a removed key":
+        await stack.bus.publish(key, b"", {OPERATION: "DEL"})
+    else:
+        await stack.bus.publish(key, b"\xc1")
+    await due(stack, next_hour(stack) - HOUR, copy=True)
+    await turn(stack)
+    await due(stack, next_hour(stack), copy=False)
+    await turn(stack)
+    assert await payloads(stack) == ["old", "old"]
+    async with Client(stack.settings) as client, asyncio.timeout(10):
+        assert (await client.schedules.fired(ID, from_ms(next_hour(stack) - HOUR))).here
+    await apply(stack, delivery)
+    assert (await current(stack))[0].payload == "new"
 
 
 @pytest.mark.parametrize("what", ["an end", "a removed key", "nothing readable"])

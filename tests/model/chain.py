@@ -19,7 +19,7 @@ from jetcron.cycle import (
     repair,
     successor_armed_from,
 )
-from jetcron_protocol.messages import Gap, Past, Run, Schedule, Tick
+from jetcron_protocol.messages import Gap, Intent, Past, Run, Schedule, Tick
 from tests.model.clockwork import Host, KnownId, Network, Steps, TryAgain, World, WrongSequence
 from tests.model.rules import Rules
 from tests.model.server import Delivery, Out, Record, Registry, Stored, Work, without_id
@@ -32,6 +32,7 @@ SWEEP = 60_000
 GRACE = 10_000
 KEEP = 86_400_000
 INTENT_KEPT = 5_000
+OVER_KEPT = 1_000
 HAND_BACK = 1_000
 FRESH = 1 << 60
 """Where run ids start that are drawn, not derived."""
@@ -215,9 +216,9 @@ class CronSync(Actor):
         s = self.s
         settles = "a successor settles first" in self.rules
         now = self.host.now()
-        intent: int | None = 0
+        intent: int | None = None
         if previous is not None and previous.schedule.state == "active" and command.ended is None:
-            intent = yield from self._announce(previous)
+            intent = yield from self._announce(delivery, previous)
         if "the time is taken after the intent" in self.rules:
             now = self.host.now()
         armed_from = successor_armed_from(
@@ -236,28 +237,35 @@ class CronSync(Actor):
             schedule = replace(previous.schedule, **changes)
             puts.append((key, schedule, previous.revision if fence else None))
             past = Past(schedule=previous.schedule, end=armed_from)
-            puts.append((_past_key(previous), past, intent))
+            puts.append((_past_key(previous), past, None))
+        if intent is not None:
+            whose = intent if "a successor is written as its intent ends" in self.rules else None
+            puts.append((_INTENT, Intent(), whose))
         revision = yield from self.call(s.registry.write, puts)
         s.world.note(
             self.host.name, "wrote", command.schedule, "revision", revision, schedule.state, armed_from
         )
         return Entry(schedule, revision)
 
-    def _announce(self, previous: Entry) -> Steps:
-        """The sequence which the successor is to take the place of; None: whatever stands there."""
+    def _announce(self, delivery: Delivery, previous: Entry) -> Steps:
+        """The sequence of the intent that ends as the successor is written; None: there is none."""
         if "an intent goes before a successor" not in self.rules:
             return None
         s = self.s
-        key = _past_key(previous)
-        expected: int | None = None
-        if "an intent takes no other's place" in self.rules:
-            standing = yield from self.call(s.registry.leader, key)
-            if standing is not None and standing.value.end is not None:
-                raise WrongSequence
-            expected = 0 if standing is None else standing.sequence
-        puts = [(key, Past(schedule=previous.schedule), expected)]
-        sequence: int = yield from self.call(s.registry.write, puts)
-        return sequence if "a successor takes the place of its intent" in self.rules else None
+        key = _INTENT
+        intent = Intent(revisions={previous.schedule.id: previous.revision})
+        try:
+            sequence: int = yield from self.call(s.registry.write, [(key, intent, 0)])
+            return sequence
+        except WrongSequence:
+            pass
+        standing = yield from self.call(s.registry.leader, key)
+        entry = s.entry((yield from self.call(s.registry.leader, ("schedule", previous.schedule.id))))
+        if entry is None or entry.revision != previous.revision:
+            raise WrongSequence
+        expected = 0 if standing is None else standing.sequence
+        sequence = yield from self.call(s.registry.write, [(key, intent, expected)])
+        return sequence
 
     def _arm(self, entry: Entry, previous: Entry | None) -> Steps:
         s = self.s
@@ -286,7 +294,7 @@ class CronTick(Actor):
             for delivery in deliveries:
                 self.ack(delivery)
         now = self.host.now()
-        current, past = yield from self._definitions([delivery.body for delivery in deliveries])
+        current, past, replacing = yield from self._definitions([delivery.body for delivery in deliveries])
         if "time is read before the definitions" not in self.rules:
             now = self.host.now()
         late_after = LATE_AFTER if "late ticks are one group" in self.rules else FRESH
@@ -308,6 +316,7 @@ class CronTick(Actor):
                 now=now,
                 late_after=late_after,
                 later_stands=later,
+                replacing=(tick.schedule, tick.revision) in replacing,
             )
             if isinstance(decision, Undecided):
                 self.hand_back(delivery)
@@ -331,7 +340,7 @@ class CronTick(Actor):
     def _definitions(self, ticks: list[Tick]) -> Steps:
         s = self.s
         early: dict[Any, Record] = {}
-        if "an intent is looked for after the entry" not in self.rules:
+        if "the past is looked for after the entry" not in self.rules:
             early = yield from self._read([("past", tick.schedule, tick.revision) for tick in ticks])
         keys = {("schedule", tick.schedule) for tick in ticks}
         found = yield from self._read(sorted(keys))
@@ -343,6 +352,8 @@ class CronTick(Actor):
                 if fresh is not None:
                     current[tick.schedule] = fresh
         past: dict[tuple[str, int], Past] = {}
+        intents_first = "an intent is looked for before the past" in self.rules
+        replacing = (yield from self._replacing()) if intents_first else set()
         if "a superseded tick is settled from past" in self.rules:
             replaced = [
                 ("past", tick.schedule, tick.revision)
@@ -352,24 +363,34 @@ class CronTick(Actor):
             if replaced:
                 found = early or (yield from self._read(replaced))
                 past = {key[1:]: record.value for key, record in found.items()}
-        for (id, revision), one in past.items():
-            if one.end is not None and current[id].revision == revision:  # it was replaced since it was read
+        if not intents_first:
+            replacing = yield from self._replacing()
+        for id, revision in past:
+            if current[id].revision == revision:  # it was replaced since it was read
                 fresh = s.entry((yield from self.call(s.registry.leader, ("schedule", id))))
                 if fresh is not None:
                     current[id] = fresh
         if "who meets an intent asks again" not in self.rules:
-            past = {key: one for key, one in past.items() if one.end is not None}
+            replacing = set()
         if "a restored registry is armed anew" not in self.rules:
             for tick in ticks:
                 entry = current.get(tick.schedule)
                 if entry is not None and entry.revision < tick.revision:
                     del current[tick.schedule]
-        return current, past
+        return current, past, replacing
+
+    def _replacing(self) -> Steps:
+        """The revisions that intents name, as the leader has them: it says which stand, then each is read by itself."""
+        s = self.s
+        named: set[tuple[str, int]] = set()
+        for key in (yield from self.call(s.registry.keys, "intent")):
+            record = yield from self.call(s.registry.leader, key)
+            if record is not None:
+                named.update(record.value.revisions.items())
+        return named
 
     def _read(self, keys: list[Any]) -> Steps:
-        """One direct get of many keys; of what is absent, the leader's word. What is stale needs none: the intent, or
-        what stands in its place, is absent there.
-        """
+        """One direct get of many keys; of what is absent, the leader's word."""
         s = self.s
         found = yield from self.call(s.registry.direct, keys)
         if "absence is the leader's to tell" in self.rules:
@@ -536,11 +557,17 @@ class HealthChecker(Actor):
 
 def passing(value: Any) -> int | None:
     """For how long the registry keeps it, in ms; None: for good."""
-    return INTENT_KEPT if isinstance(value, Past) and value.end is None else None
+    if not isinstance(value, Intent):
+        return None
+    return INTENT_KEPT if value.revisions else OVER_KEPT
 
 
 def _past_key(entry: Entry) -> Any:
     return ("past", entry.schedule.id, entry.revision)
+
+
+_INTENT = ("intent", 0)
+"""Commands come one at a time, and each is of one schedule."""
 
 
 def _merge(outs: list[Out]) -> list[Out]:

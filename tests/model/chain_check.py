@@ -3,7 +3,7 @@
 Owns an independent account of every occurrence: plain multiples of periods, no product code.
 """
 
-from jetcron_protocol.messages import Schedule
+from jetcron_protocol.messages import Intent, Schedule
 from tests.model.chain import LATE_AFTER, LEAD, Made
 from tests.model.chain_world import CRONS, ChainWorld
 from tests.model.server import Record
@@ -118,7 +118,7 @@ class _Account:
         intents = [
             record
             for record in log[: log.index(after)]
-            if record.key == ("past", self._name, before.sequence) and record.value.end is None
+            if isinstance(record.value, Intent) and record.value.revisions.get(self._name) == before.sequence
         ]
         early = max((one.stored_at for one in intents), default=0) + LEAD - after.value.armed_from
         if early > 0:

@@ -249,6 +249,7 @@ def test_no_name_of_allowed_ids_is_too_long_for_the_server(one: str, other: str)
         names.tick_held(one, 10**15, 10**14),
         names.schedule_key(one),
         names.past_key(one, 10**15),
+        names.intent_key(10**6),
         names.later_held(event, other),
         names.later_due(event),
         names.dead_letter("event", event, other),

@@ -389,8 +389,8 @@ async def snapshot(bus: Bus) -> dict[str, list[Any]]:
     """Everything stored but who is alive, comparable between namespaces; with each run's consumer, and what is left.
 
     Times of writing and names of processes are left out, as are attempts a process took with it, and second
-    copies of what its id makes one, and what a tick carries to spare a read. The number of a revision in force is
-    left out too, and of a sweep's note: they depend on how often something was written.
+    copies of what its id makes one, what a tick carries to spare a read, and intents, which end by themselves. So are
+    the numbers of revisions in force and of sweeps' notes: they depend on how often something was written.
     """
     names = bus.names
     state: dict[str, list[Any]] = {}
@@ -400,14 +400,14 @@ async def snapshot(bus: Bus) -> dict[str, list[Any]]:
         async for page in bus.pages(getattr(names, part), ">"):
             for message in page:
                 subject = message.subject
+                if names.is_intent(subject):
+                    continue
                 body = _plain(message.payload, names.namespace, _VOLATILE[part])
                 if ".tick." in subject and _is_in_force(body, in_force):
                     subject = subject.replace(f".{body['revision']}.", ".in force.")
                     body["revision"] = "in force"
                 if ".health.noted." in subject:
                     body = "a sequence"
-                if ".past." in subject and isinstance(body, dict):
-                    body["intent"] = "end" not in unpack(message.payload)
                 if part == "work" and isinstance(body, dict) and _fires_when_written(body):
                     body.pop("fire_at")
                 claimed = isinstance(body, dict) and body.get("entry") == "claimed"

@@ -64,7 +64,6 @@ async def reigns(bus: Bus, ids: Iterable[str], now: int) -> dict[str, list[Reign
         own = [
             Reign(past.schedule, number, past.schedule.armed_from, past.end)
             for number, past in sorted(replaced.items())
-            if past.end is not None
         ]
         current = decode(Schedule, stored.payload)
         found[id] = [*own, Reign(current, stored.sequence, current.armed_from, now + MARGIN)]

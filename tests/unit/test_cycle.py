@@ -48,6 +48,7 @@ def turned(
     tick_revision: int = 5,
     past: Past | None = None,
     later_stands: bool = False,
+    replacing: bool = False,
     archived: bool = False,
 ) -> Any:
     return decide_turn(
@@ -57,6 +58,7 @@ def turned(
         now=at if now is None else now,
         late_after=MINUTE,
         later_stands=later_stands,
+        replacing=replacing,
         archived=archived,
     )
 
@@ -188,9 +190,16 @@ def test_a_superseded_revision_governs_up_to_its_end() -> None:
 
 @pytest.mark.parametrize("revision", [5, 9])
 def test_a_revision_that_is_about_to_be_replaced_says_nothing_yet(revision: int) -> None:
-    intent = Past(schedule=HOURLY)
-    assert turned(HOURLY, revision=revision, past=intent) == Undecided()
-    assert turned(HOURLY, revision=revision, past=intent, now=NINE + DAY) == Undecided()
+    assert turned(HOURLY, revision=revision, replacing=True) == Undecided()
+    assert turned(HOURLY, revision=revision, replacing=True, now=NINE + DAY) == Undecided()
+
+
+def test_an_intent_that_came_too_late_keeps_nobody() -> None:
+    """Of a copy that was frozen: another one has replaced the revision. An end of one in force says nothing."""
+    past = Past(schedule=HOURLY, end=NINE)
+    assert times(turned(DAILY, revision=9, past=past, replacing=True)) == [NINE]
+    assert turned(HOURLY, past=past, replacing=True) == Undecided()
+    assert isinstance(turned(HOURLY, revision=4, replacing=True), Rearm), "nor does one of a lost revision"
 
 
 def test_a_superseded_revision_of_a_paused_schedule_still_settles_what_it_governed() -> None:

@@ -158,11 +158,12 @@ class Reader(Link):
     async def rare(
         self, stream: str, subjects: Sequence[str], *, witness: str
     ) -> tuple[dict[str, StoredMessage], int] | None:
-        """The last messages of plain subjects of which next to none has one; and the stream's last sequence before.
+        """The last messages of subjects of which next to none has one; and the stream's last sequence before.
 
-        What has none is known by its name: the server looks at no message, however many the stream holds. Reads as of
-        now or later, or None where that cannot be told. Of several replicas one says how far it has read when it
-        brings a message: that of `witness`, which is asked for, too.
+        What has none is known by its name: the server looks at no message, however many the stream holds. A wildcard
+        costs as little where few match it; what does comes under its own subject. Reads as of now or later, and none of
+        them earlier than one that stands before it in `subjects`; or None where that cannot be told. Of several
+        replicas one says how far it has read when it brings a message: that of `witness`, which is asked for, too.
         """
         state = await self.stream_state(stream)
         alone = state.config.get("num_replicas", 1) == 1

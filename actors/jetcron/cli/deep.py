@@ -202,7 +202,7 @@ def wrong_past(tick: TickName, past: StoredMessage | None, now: int) -> str | No
     """What is wrong with a tick of a revision that was replaced."""
     if past is not None:
         replaced = decode(Past, past.payload)
-        if replaced.end is None or tick.at <= replaced.end:
+        if tick.at <= replaced.end:
             return wrong_time(tick, replaced.schedule)
     # A near one settles itself when it is released.
     return "have a tick of a replaced revision" if tick.at - now > FAR_OFF_MS else None

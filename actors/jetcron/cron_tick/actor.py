@@ -191,6 +191,7 @@ class CronTick:
             now=now,
             late_after=self._settings.late_after_ms,
             later_stands=later_stands,
+            replacing=(tick.schedule, tick.revision) in known.replacing,
             archived=(tick.schedule, tick.revision) in known.archived,
         )
 

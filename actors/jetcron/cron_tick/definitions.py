@@ -5,9 +5,10 @@ of their entry: of them it is asked whether they were replaced, and nothing else
 reason, for another copy may know better.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from jetcron import intents
 from jetcron.bus import Bus, StoredMessage
 from jetcron.carried import Copy, copy_of, restored, schedule_in
 from jetcron.cycle import Entry
@@ -20,11 +21,12 @@ from jetcron_protocol.subjects import split_function
 class Definitions:
     """What the registry says of a batch's schedules; of replaced ones, also whether their function is archived.
 
-    `past` has revisions that were replaced, and those that are about to be.
+    `past` has revisions that were replaced, `replacing` those that are about to be.
     """
 
     current: dict[str, Entry] = field(default_factory=dict)
     past: dict[tuple[str, int], Past] = field(default_factory=dict)
+    replacing: set[tuple[str, int]] = field(default_factory=set)
     archived: set[tuple[str, int]] = field(default_factory=set)
     unreadable: dict[str | tuple[str, int], DecodeError] = field(default_factory=dict)
     copies: dict[str, Copy] = field(default_factory=dict)
@@ -43,7 +45,7 @@ class Definitions:
             self.copies[schedule] = Copy(stored.payload, read_at)
 
     def add_past(self, tick: Tick, stored: StoredMessage) -> None:
-        """Take in what is said of the revision this tick is of: that it was replaced, or is about to be."""
+        """Take in that the revision this tick is of was replaced."""
         try:
             self.past[tick.schedule, tick.revision] = decode(Past, stored.payload)
         except DecodeError as error:
@@ -101,31 +103,44 @@ async def read(bus: Bus, ticks: Sequence[Tick], *, now: int) -> Definitions:
 async def _replaced(bus: Bus, known: Definitions, ticks: Sequence[Tick]) -> set[str]:
     """Read what is said of the revisions of these ticks, after their entries: as a rule nothing of those in force.
 
+    Before that, or with it, which of them are about to be replaced: one batch takes that word away and says the other.
     Returns the schedules whose entries were replaced after they had been read: of their successors nothing is known.
     """
     overtaken = set()
     keys = {bus.names.past_key(tick.schedule, tick.revision): tick for tick in ticks}
-    for key, stored in (await _pasts(bus, list(keys), ticks)).items():
+    pasts, replacing = await _pasts(bus, list(keys), ticks)
+    known.replacing.update(replacing)
+    for key, stored in pasts.items():
         tick = keys[key]
         known.add_past(tick, stored)
         past = known.past.get((tick.schedule, tick.revision))
         current = known.current.get(tick.schedule)
-        if past is not None and past.end is not None and current and current.revision == tick.revision:
+        if past is not None and current and current.revision == tick.revision:
             del known.current[tick.schedule]
             overtaken.add(tick.schedule)
     return overtaken
 
 
-async def _pasts(bus: Bus, keys: Sequence[str], ticks: Sequence[Tick]) -> dict[str, StoredMessage]:
+async def _pasts(
+    bus: Bus, keys: Sequence[str], ticks: Sequence[Tick]
+) -> tuple[dict[str, StoredMessage], set[tuple[str, int]]]:
     names = bus.names
-    found = await bus.rare(names.registry, keys, witness=names.schedule_key(ticks[0].schedule))
+    asked = [names.intents, *keys]
+    found = await bus.rare(names.registry, asked, witness=names.schedule_key(ticks[0].schedule))
     if found is None:
-        return await bus.entries(keys)
-    return {key: stored for key, stored in found[0].items() if not stored.deleted}
+        replacing = set(await intents.standing(bus))  # the intents first
+        return await bus.entries(keys), replacing
+    stand, _ = found
+    pasts = {key: stand[key] for key in keys if key in stand and not stand[key].deleted}
+    return pasts, _replacing(bus, stand)
+
+
+def _replacing(bus: Bus, stand: Mapping[str, StoredMessage]) -> set[tuple[str, int]]:
+    return set(intents.named(stored for key, stored in stand.items() if bus.names.is_intent(key)))
 
 
 async def _carried(bus: Bus, known: Definitions, ticks: Sequence[Tick], now: int) -> None:
-    """Believe the copies of revisions that were not replaced."""
+    """Believe the copies of revisions that were not replaced, nor are about to be."""
     copies = {tick: copy for tick in ticks if (copy := copy_of(tick, now)) is not None}
     if not copies:
         return
@@ -133,15 +148,18 @@ async def _carried(bus: Bus, known: Definitions, ticks: Sequence[Tick], now: int
     pasts = {tick: names.past_key(tick.schedule, tick.revision) for tick in copies}
     found = await bus.rare(
         names.registry,
-        [*dict.fromkeys(pasts.values()), names.restored_key],
+        [names.intents, *dict.fromkeys(pasts.values()), names.restored_key],
         witness=names.schedule_key(ticks[0].schedule),
     )
     if found is None:
         return
     stand, last_sequence = found
     void = restored(stand.get(names.restored_key)).at
+    replacing = _replacing(bus, stand)
     doubtful = set()
     for tick, copy in copies.items():
+        if (tick.schedule, tick.revision) in replacing:
+            continue
         if pasts[tick] in stand or tick.revision > last_sequence or copy.read_at <= void:
             continue
         schedule = schedule_in(copy, tick)
@@ -174,8 +192,7 @@ async def _functions(bus: Bus, known: Definitions) -> None:
     """
     users: dict[str, list[tuple[str, int]]] = {}
     for one, past in known.past.items():
-        if past.end is not None:
-            users.setdefault(bus.names.function_key(past.schedule.function), []).append(one)
+        users.setdefault(bus.names.function_key(past.schedule.function), []).append(one)
     for key, stored in (await bus.entries(list(users))).items():
         for schedule, revision in users[key]:
             known.add_function(schedule, revision, stored)

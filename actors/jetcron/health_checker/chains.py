@@ -287,6 +287,6 @@ class Chains:
                 log.error("a replaced revision cannot be read", key=key, reason=str(error))
                 continue
             subject = self._names.tick_held(id, revision, at)
-            if end is not None and at > end and await self._bus.purge(self._names.work, subject):
+            if at > end and await self._bus.purge(self._names.work, subject):
                 findings.count("leftover")
                 log.warning("a tick of a replaced revision was removed", schedule=id, revision=revision)

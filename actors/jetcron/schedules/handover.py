@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from secrets import token_hex
 
-from jetcron import dispatch
+from jetcron import dispatch, intents
 from jetcron.bus import Bus, fenced
 from jetcron.clock import from_ms
 from jetcron.cycle import make_run, occurrences
@@ -194,22 +194,25 @@ async def _nearest(bus: Bus, id: str, at: int, within: int) -> tuple[_Reign, int
 async def _reigns(bus: Bus, id: str, until: int) -> list[_Reign]:
     """What was in force when, up to `until`, which is no later than a lead from the moment of the call.
 
-    The entry is read first. If nothing says afterwards that it is replaced or is about to be, it governs up to then;
-    else for as long as that says, and if this is not long enough, its successor is waited for.
+    The entry is read first, then the intents, then what was replaced. If nothing says afterwards that it is replaced or
+    is about to be, it governs up to then; else for as long as that says, and if this is not long enough, its successor
+    is waited for.
     """
     overtaken = None
     while True:
         stored, current = await entry(bus, id)
+        replacing = await intents.standing(bus)
         keys = await bus.subjects(bus.names.registry, bus.names.pasts_of(id))
         found = {int(key.rsplit(".", 1)[1]): one for key, one in (await bus.entries(keys)).items()}
         own = found.get(stored.sequence)
         end = None if own is None else decode(Past, own.payload).end
-        if own is None or stored.sequence == overtaken:
-            governs = until  # the leader, asked again, has no successor: what is said of its end is wrong
-        elif end is None:
-            governs = own.stored_at + bus.settings.lead_ms  # what was released before the intent is its own
-        else:
+        since = replacing.get((id, stored.sequence))
+        if end is not None and stored.sequence != overtaken:
             governs = end
+        elif since is not None:
+            governs = since + bus.settings.lead_ms  # what was released before the intent is its own
+        else:
+            governs = until  # where an end is said, the leader, asked again, has no successor: it is wrong
         if governs >= until:
             # Of two that end together the later one never was in force.
             before = [number for number in sorted(found) if number < stored.sequence]
@@ -223,7 +226,7 @@ def _in_turn(current: Schedule, pasts: Sequence[Past]) -> Iterator[_Reign]:
     start = min(first.armed_from, current.armed_from)
     yield _Reign(first, -_FOREVER, start, known=False)
     for past in pasts:
-        if past.end is not None and past.end <= current.armed_from:
+        if past.end <= current.armed_from:
             yield _Reign(past.schedule, start, past.end)
             start = max(start, past.end)
     yield _Reign(current, max(start, current.armed_from), _FOREVER)

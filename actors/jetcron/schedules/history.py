@@ -168,8 +168,7 @@ async def _revisions(
         for key, number in keys.items():
             if key in stored:
                 past = decode(Past, stored[key].payload)
-                if past.end is not None:
-                    yield past.schedule, number, past.end
+                yield past.schedule, number, past.end
 
 
 async def _runs(bus: Bus, found: Sequence[_Occurrence]) -> list[Outcome]:
