@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 from unittest import mock
@@ -409,6 +410,18 @@ async def test_what_is_replaced_between_two_reads_is_seen(
         assert delivery.settled, "it was replaced meanwhile"
     await stack.settled(stack.names.work, stack.names.cron_tick)
     assert await payloads(stack) == [], "the successor's"
+
+
+async def test_what_tells_how_far_a_replica_has_read_is_no_word_of_a_revision(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of several replicas, an entry comes with what is asked."""
+    state = await stack.bus.stream_state(stack.names.registry)
+    three = dataclasses.replace(state, config={**state.config, "num_replicas": 3})
+    monkeypatch.setattr(stack.bus, "stream_state", mock.AsyncMock(return_value=three))
+    await due(stack, next_hour(stack), copy=False)
+    await turn(stack)
+    assert await payloads(stack) == ["old"]
 
 
 async def test_parts_of_a_command_leave_an_intent_each(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
