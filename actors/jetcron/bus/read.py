@@ -16,6 +16,7 @@ from typing import Any
 from jetcron.bus.link import REQUEST_SECONDS, Link
 from jetcron.bus.wire import DESCRIPTION, STATUS, Headers, parse_headers
 from jetcron.errors import NotFound, TryAgain
+from jetcron.many import each
 
 MAX_MULTI = 1000
 """Subjects asked for in one multi-get; the server returns at most 1,024."""
@@ -178,8 +179,12 @@ class Reader(Link):
     async def multi_last_all(self, stream: str, subjects: Sequence[str]) -> dict[str, StoredMessage]:
         """`multi_last` of any number of subjects, in as many requests as it takes; deleted keys are in it."""
         found: dict[str, StoredMessage] = {}
-        for some in _requests(subjects, self.max_body // 2):
-            found |= await self.multi_last(stream, some)
+
+        async def read(some: Sequence[str]) -> None:
+            found.update(await self.multi_last(stream, some))
+
+        # The server looks for the next ones while we take in what it found.
+        await each(read, _requests(subjects, self.max_body // 2), at_once=2)
         return found
 
     async def entries(self, keys: Sequence[str]) -> dict[str, StoredMessage]:
