@@ -18,7 +18,7 @@ from jetcron.bus import ROLLUP, Bus, Outgoing, StoredMessage
 from jetcron.cron import CronError
 from jetcron.cycle import next_occurrence
 from jetcron_protocol.codec import DecodeError, decode, encode
-from jetcron_protocol.messages import MAX_TIME, MIN_TIME, Past, Restored, Schedule, Tick, replace
+from jetcron_protocol.messages import MAX_TIME, MIN_TIME, Restored, Schedule, Tick, replace
 from jetcron_protocol.topology import DAY
 
 MAX_COPY = 1024
@@ -62,17 +62,16 @@ def copy_of(tick: Tick, now: int) -> Copy | None:
     return Copy(tick.entry, tick.read_at)
 
 
-def keep(past: Past, now: int) -> int:
+def keep(schedule: Schedule, end: int, now: int) -> int:
     """For how long, in seconds, it is to be known that a revision was replaced: while a copy of it may count.
 
     The last tick it may have, from whoever was frozen before he could hold it, is of the first occurrence after its
     end: whatever leads to a later one reads that it was replaced.
     """
-    schedule = past.schedule
     last = None
     if schedule.state == "active":
         try:
-            last = next_occurrence(schedule, past.end)
+            last = next_occurrence(schedule, end)
         except CronError:  # its zone is not known here, and was where it was created
             return _LONGEST
     beyond = 0 if last is None else max(last - now, 0) // 1000

@@ -6,9 +6,9 @@ Owns which header and which message id goes with which message. Nothing is publi
 from collections.abc import Sequence
 
 from jetcron.bus import TTL, Delivery, Outgoing, fenced, hold, purging, with_id
-from jetcron_protocol.codec import EVENT_HEADER, encode
+from jetcron_protocol.codec import EVENT_HEADER, encode, encode_past
 from jetcron_protocol.ids import digest, gap_token, overlap_token, ulid
-from jetcron_protocol.messages import DeadLetter, Event, Gap, Intent, Past, Run, SyncCommand, Tick, replace
+from jetcron_protocol.messages import DeadLetter, Event, Gap, Intent, Run, SyncCommand, Tick, replace
 from jetcron_protocol.subjects import Names, TickName
 
 MAX_BODY = 64 * 1024
@@ -97,9 +97,12 @@ def held_event(names: Names, event_: Event, lead: int, *, named: bool) -> Outgoi
     )
 
 
-def past(names: Names, revision: int, past_: Past, *, keep: int) -> Outgoing:
-    """A revision that is replaced, kept `keep` seconds. Who replaces it is told by the fence of the entry."""
-    return Outgoing(names.past_key(past_.schedule.id, revision), encode(past_), {TTL: f"{keep}s"})
+def past(names: Names, schedule: str, revision: int, entry: bytes, end: int, *, keep: int) -> Outgoing:
+    """A revision that is replaced, as it is stored, with its `end`; kept `keep` seconds.
+
+    Who replaces it is told by the fence of the entry.
+    """
+    return Outgoing(names.past_key(schedule, revision), encode_past(entry, end), {TTL: f"{keep}s"})
 
 
 def intent(key: str, intent_: Intent, *, keep: int, expected: int) -> Outgoing:

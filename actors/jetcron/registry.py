@@ -23,7 +23,7 @@ from jetcron.mending import carry_out, planned, standing, without_tick
 from jetcron.revisions import same, settled
 from jetcron.settings import Settings
 from jetcron_protocol.codec import decode, encode
-from jetcron_protocol.messages import AppEntry, Function, Past, Schedule, replace
+from jetcron_protocol.messages import AppEntry, Function, Schedule, replace
 from jetcron_protocol.subjects import InvalidName, TickName
 
 _PART = 270
@@ -43,6 +43,8 @@ class Held(Generic[M]):
 
     value: M | None = None
     sequence: int = 0
+    stored: bytes = b""
+    """The value as it is stored."""
 
 
 @dataclass(slots=True)
@@ -202,8 +204,11 @@ class Registry:
             entry = self._successor(schedule, previous, delivery, now)
             if previous is not None:
                 # Before what replaces it: should the server get no further than this, nothing was replaced.
-                past = Past(schedule=previous, end=entry.armed_from)
-                batch.append(dispatch.past(self._names, held.sequence, past, keep=keep(past, now)))
+                end = entry.armed_from
+                kept = keep(previous, end, now)
+                batch.append(
+                    dispatch.past(self._names, schedule.id, held.sequence, held.stored, end, keep=kept)
+                )
             written.append((len(batch), entry, previous))
             batch.append(self._entry(entry, held.sequence))
         announced.check(self._clock)
@@ -306,7 +311,7 @@ def _held(kind: type[M], stored: StoredMessage | None) -> Held[M]:
         return Held()
     if stored.deleted:
         return Held(None, stored.sequence)
-    return Held(decode(kind, stored.payload), stored.sequence)
+    return Held(decode(kind, stored.payload), stored.sequence, stored.payload)
 
 
 def _differs(function: Function, found: Function | None) -> bool:

@@ -154,6 +154,15 @@ def encode(message: Any) -> bytes:
     return _pack({"v": VERSION, **_fields(message)}, _nested)
 
 
+def encode_past(entry: bytes, end: int) -> bytes:
+    """As `encode` of a `Past`, whose schedule travels as it was stored: `entry` is the schedule's own encoding."""
+    return b"\x83" + _PAST + pack(end) + _SCHEDULE + entry  # a map of three
+
+
+_PAST = pack("v") + pack(VERSION) + pack("end")
+_SCHEDULE = pack("schedule")
+
+
 def decode(kind: type[M], raw: bytes) -> M:
     """The message of type `kind` in `raw`; raises `DecodeError`."""
     name = kind.__name__

@@ -228,7 +228,7 @@ def test_no_copy_counts_for_longer_than_it_is_known_that_its_revision_was_replac
     schedule = report(**when)
     for now in range(0, 3_000 * DAY, 37 * DAY + HOUR):
         end = now + 2_500
-        forgotten = now + keep(Past(schedule=schedule, end=end), now) * 1000
+        forgotten = now + keep(schedule, end, now) * 1000
         following = next_occurrence(schedule, end) if schedule.state == "active" else None
         for at in (now - HOUR, end, following):
             if at is not None and at < 200 * 365 * DAY:
@@ -241,12 +241,12 @@ def test_no_copy_counts_for_longer_than_it_is_known_that_its_revision_was_replac
 
 def test_a_replaced_revision_whose_zone_is_unknown_is_kept_as_long_as_any() -> None:
     schedule = report(every=None, cron="0 9 * * *", timezone="Mars/Olympus")
-    assert keep(Past(schedule=schedule, end=0), 0) > 100 * 365 * DAY // 1000
+    assert keep(schedule, 0, 0) > 100 * 365 * DAY // 1000
 
 
 def test_most_replaced_revisions_are_kept_for_a_month() -> None:
-    assert keep(Past(schedule=report(), end=HOUR - 1), HOUR - 2) == PAST_KEPT
-    assert keep(Past(schedule=report(state="paused", every=300 * DAY), end=0), 0) == PAST_KEPT
+    assert keep(report(), HOUR - 1, HOUR - 2) == PAST_KEPT
+    assert keep(report(state="paused", every=300 * DAY), 0, 0) == PAST_KEPT
 
 
 @pytest.mark.parametrize(("age", "at"), [(GOOD_FOR * 1000 + HOUR, -GOOD_FOR * 1000 - HOUR), (-HOUR, 0)])

@@ -120,6 +120,14 @@ def test_a_message_survives_its_encoding(kind: type, source: st.DataObject) -> N
     assert encode(decode(kind, raw)) == raw
 
 
+@given(_messages(Schedule), st.integers(MIN_TIME, MAX_TIME))
+def test_a_schedule_goes_to_the_past_as_it_was_stored(schedule: Schedule, end: int) -> None:
+    entry = msgpack.packb(unpack(encode(schedule)) | {"newer": 1})
+    raw = codec.encode_past(entry, end)
+    assert decode(messages.Past, raw) == messages.Past(schedule=schedule, end=end)
+    assert unpack(raw)["schedule"]["newer"] == 1, "and with what only a newer program knows"
+
+
 @given(every_message, st.data())
 def test_a_message_with_other_values_is_as_its_class_makes_it(message: Any, source: st.DataObject) -> None:
     kind = type(message)

@@ -216,8 +216,14 @@ def _every(text: str, timezone: str, dst: Dst) -> CronExpression:
     return _Every(f"@EVERY {seconds}S", timezone, dst, seconds * 1_000)
 
 
-@lru_cache(maxsize=16_384)
 def _calendar(text: str, timezone: str, dst: Dst) -> CronExpression:
+    pattern, fixed = _pattern(text)
+    return _Calendar(text, timezone, dst, pattern, dst if fixed else "wall")
+
+
+@lru_cache(maxsize=16_384)
+def _pattern(text: str) -> tuple[Pattern, bool]:
+    """What fields say, in whatever zone; and whether their times are fixed ones."""
     fields = read(text)
     kinds = masks(fields.days)
     if never(kinds, fields.months):
@@ -225,8 +231,7 @@ def _calendar(text: str, timezone: str, dst: Dst) -> CronExpression:
             "it never fires: in no year has a month it names a day that its day fields allow; "
             "mind that February has 29 days at most, and four other months 30"
         )
-    pattern = Pattern(fields.hours, fields.minutes, fields.seconds, fields.months, kinds)
-    return _Calendar(text, timezone, dst, pattern, dst if fields.fixed else "wall")
+    return Pattern(fields.hours, fields.minutes, fields.seconds, fields.months, kinds), fields.fixed
 
 
 @lru_cache(maxsize=65_536)
