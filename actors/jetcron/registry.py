@@ -5,6 +5,7 @@ and an entry that names a later command is left as it is. If the process dies be
 follows it, the command comes again, finds its own sequence in the entry and repeats only what follows.
 """
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -26,7 +27,7 @@ from jetcron_protocol.codec import decode, encode
 from jetcron_protocol.messages import AppEntry, Function, Schedule, replace
 from jetcron_protocol.subjects import InvalidName, TickName
 
-_PART = 270
+_PART = 250
 """Revisions replaced in one batch: of a large command one part is made here while another is at the server."""
 _PARTS_AT_ONCE = 3
 FAR_OFF_MS = 60_000
@@ -125,9 +126,8 @@ class Registry:
 
         async def put(part: Sequence[Schedule]) -> None:
             replaced = [in_force[one.id] for one in part if one.id in in_force]
-            ticks = await self._mend(replaced)
             async with self._intents.announced(replaced) as announced:
-                now = await self._now(after=announced)
+                now, ticks = await asyncio.gather(self._now(after=announced), self._mend(replaced))
                 await self._put_part(part, held, delivery, applied, ticks, announced, now)
 
         # What takes the place of nothing in force goes whole, as far as one batch holds it, with what it replaces.

@@ -28,8 +28,8 @@ from jetcron_protocol.subjects import InvalidName, check_id, escape
 
 log = structlog.get_logger("jetcron.schedules")
 
-MAX_SCHEDULES = 800
-"""Schedules in one command: with the revisions they replace they fill two atomic batches."""
+MAX_SCHEDULES = 750
+"""Schedules in one command: three parts, where they take the place of others."""
 MAX_BYTES = 256 * 1024
 """Bytes of one command: a quarter of what a server takes, unless told otherwise."""
 AT_ONCE = 3
