@@ -14,25 +14,28 @@ from zlib import crc32
 
 import structlog
 
-from jetcron.bus import ROLLUP, Bus, Outgoing, StoredMessage
+from jetcron.bus import ROLLUP, Bus, StoredMessage, fenced
 from jetcron.cron import CronError
 from jetcron.cycle import next_occurrence
+from jetcron.errors import WrongSequence
 from jetcron_protocol.codec import DecodeError, decode, encode
 from jetcron_protocol.messages import MAX_TIME, MIN_TIME, Restored, Schedule, Tick, replace
 from jetcron_protocol.topology import DAY
 
 MAX_COPY = 1024
 """A larger entry is not carried, but read from the registry, in bytes."""
+CARRIED_FOR = 100 * DAY
+"""A tick that is due later than so many seconds after its entry was read carries none."""
 GOOD_FOR = 29 * DAY
 """For so long after its tick's time, or after it was read, a copy counts, in seconds."""
 PAST_KEPT = 30 * DAY
-"""For so long a replaced revision is kept after the last tick's time that it may have, in seconds."""
+"""For so long a replaced revision is kept after the time of the last tick that may carry it, in seconds."""
 ASKED = 64
 """One tick in so many is turned by what the registry says, whatever it carries."""
 _CLOCKS = 10_000
 """Milliseconds by which no two actors' clocks differ: one that is further off than a lead takes nothing."""
-_LONGEST = 200 * 366 * DAY
-"""The server counts nanoseconds, and nobody waits for what is later."""
+_KNOWN_FOR = DAY * 1000
+"""Milliseconds for which a tick that nobody turned shows the restore that is noted, and not another one."""
 
 log = structlog.get_logger("jetcron.carried")
 
@@ -45,8 +48,8 @@ class Copy:
     read_at: int
 
     def on(self, tick: Tick) -> Tick:
-        """The tick with this copy of its revision's entry; without, if it is too large."""
-        if len(self.entry) > MAX_COPY:
+        """The tick with this copy of its revision's entry; without, if it is too large, or the tick too far off."""
+        if len(self.entry) > MAX_COPY or tick.at - self.read_at > CARRIED_FOR * 1000:
             return tick
         return replace(tick, entry=self.entry, read_at=self.read_at)
 
@@ -56,6 +59,8 @@ def copy_of(tick: Tick, now: int) -> Copy | None:
     if tick.entry is None or tick.read_at is None:
         return None
     if not tick.read_at <= now <= max(tick.read_at, tick.at) + GOOD_FOR * 1000:
+        return None
+    if tick.at - tick.read_at > CARRIED_FOR * 1000:
         return None
     if crc32(f"{tick.revision}.{tick.at}".encode()) % ASKED == 0:
         return None
@@ -68,14 +73,13 @@ def keep(schedule: Schedule, end: int, now: int) -> int:
     The last tick it may have, from whoever was frozen before he could hold it, is of the first occurrence after its
     end: whatever leads to a later one reads that it was replaced.
     """
-    last = None
-    if schedule.state == "active":
-        try:
-            last = next_occurrence(schedule, end)
-        except CronError:  # its zone is not known here, and was where it was created
-            return _LONGEST
-    beyond = 0 if last is None else max(last - now, 0) // 1000
-    return min(PAST_KEPT + beyond, _LONGEST)
+    if schedule.state != "active":
+        return PAST_KEPT
+    try:
+        last = next_occurrence(schedule, end)
+    except CronError:  # its zone is not known here, and was where it was created
+        return PAST_KEPT + CARRIED_FOR
+    return PAST_KEPT + (0 if last is None else min(max(last - now, 0) // 1000, CARRIED_FOR))
 
 
 def schedule_in(copy: Copy, tick: Tick) -> Schedule | None:
@@ -103,15 +107,26 @@ async def note_restored(bus: Bus, revision: int, now: int, *, read_at: int | Non
     What the tick carries was read at `read_at`: later than what is noted, it shows that it was restored once more.
     """
     known = restored(await bus.entry(bus.names.restored_key))
-    if known.revision >= revision and (read_at is None or read_at <= known.at):
+    told = now - known.at < _KNOWN_FOR if read_at is None else read_at <= known.at
+    if known.revision >= revision and told:
         return
     log.error("the registry was restored from a backup", revision=revision)
     await void_copies(bus, revision, now)
 
 
 async def void_copies(bus: Bus, revision: int, now: int) -> None:
-    """From now on no copy counts that was read before `now`, epoch ms."""
-    await bus.publish(bus.names.restored_key, encode(Restored(at=now, revision=revision)))
+    """From now on no copy counts that was read before `now`, epoch ms, by whosever clock. What is void stays so."""
+    while True:
+        stored = await bus.last(bus.names.registry, bus.names.restored_key)
+        known = restored(stored if stored is not None and not stored.deleted else None)
+        at = now + _CLOCKS
+        entry = Restored(at=at if known.at == MAX_TIME else max(known.at, at), revision=revision)
+        fence = fenced(0 if stored is None else stored.sequence)
+        try:
+            await bus.publish(bus.names.restored_key, encode(entry), fence)
+        except WrongSequence:
+            continue
+        return
 
 
 async def witnessed(bus: Bus, group: int) -> int:
@@ -125,11 +140,11 @@ async def witnessed(bus: Bus, group: int) -> int:
 
 async def witness(bus: Bus, group: int, sequence: int) -> None:
     """Tell it where a restored registry does not forget it: beside the ticks."""
-    await bus.store(Outgoing(bus.names.health_noted(group), str(sequence).encode(), {ROLLUP: "sub"}))
+    await bus.publish(bus.names.health_noted(group), str(sequence).encode(), {ROLLUP: "sub"})
 
 
 async def note_lost(bus: Bus, sequence: int, now: int) -> None:
     """The registry does not know any more what it had under `sequence`: void what was read before `now`."""
-    log.error("the registry was restored from a backup", sequence=sequence)
+    log.error("the registry was restored from a backup, or a sweep's note was removed", sequence=sequence)
     known = restored(await bus.entry(bus.names.restored_key))
-    await void_copies(bus, max(known.revision, sequence), now + _CLOCKS)
+    await void_copies(bus, max(known.revision, sequence), now)

@@ -30,6 +30,8 @@ from jetcron_protocol.subjects import InvalidName, TickName
 _PART = 250
 """Revisions replaced in one batch: of a large command one part is made here while another is at the server."""
 _PARTS_AT_ONCE = 3
+_LIMITED = 10
+"""As many where there is a `max_runs`: to find the last of them may take 0.05 s, and an intent counts for seconds."""
 FAR_OFF_MS = 60_000
 """A held tick of an older revision is purged when it is further away; a nearer one settles itself."""
 
@@ -130,11 +132,42 @@ class Registry:
                 now, ticks = await asyncio.gather(self._now(after=announced), self._mend(replaced))
                 await self._put_part(part, held, delivery, applied, ticks, announced, now)
 
+        self._foresee(wanted, held, delivery)
         # What takes the place of nothing in force goes whole, as far as one batch holds it, with what it replaces.
         new = all(held[one.id].value is None for one in wanted)
-        size = _PART if in_force else MAX_BATCH if new else MAX_BATCH // 2
+        size, at_once = _PART if in_force else MAX_BATCH if new else MAX_BATCH // 2, _PARTS_AT_ONCE
+        if in_force and any(one.max_runs is not None for one in wanted):
+            size, at_once = _LIMITED, 1
+        failed: list[Exception] = []
+
+        async def put_beside(part: Sequence[Schedule]) -> None:
+            if failed:
+                return
+            try:
+                await put(part)
+            except Exception as error:  # noqa: BLE001 - raised once what the others have written is armed
+                failed.append(error)
+
         parts = [wanted[start : start + size] for start in range(0, len(wanted), size)]
-        await each(put, parts, at_once=_PARTS_AT_ONCE)
+        await each(put_beside, parts, at_once=at_once)
+        if failed:
+            raise failed[0]
+
+    def _foresee(
+        self, wanted: Sequence[Schedule], held: Mapping[str, Held[Schedule]], delivery: Delivery
+    ) -> None:
+        """Raises what a part would be refused for, before one is written: `InvalidName`, `CronError`."""
+        now = self._clock.now()
+        for schedule in wanted:
+            previous = held[schedule.id].value
+            if previous is not None and previous.command == delivery.sequence:
+                continue
+            if taken := _taken(schedule, previous):
+                raise InvalidName(taken)
+            if schedule.state == "active":
+                next_occurrence(schedule, now)
+            if schedule.max_runs is not None and previous is not None:
+                next_occurrence(previous, now)
 
     async def _now(self, *, after: Announced) -> int:
         """The time as the server has it, from which every actor's clock is measured.
@@ -195,8 +228,6 @@ class Registry:
                 mine.append(Entry(previous, held.sequence))
                 successors.append(mine[-1])
                 continue
-            if taken := _taken(schedule, previous):
-                raise InvalidName(taken)
             if not _replaces(schedule, previous, delivery.sequence):
                 if previous is not None and previous.origin == "data":
                     self._stands(Entry(previous, held.sequence), now, applied)

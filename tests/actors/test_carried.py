@@ -10,7 +10,7 @@ import pytest_asyncio
 
 from jetcron import Client, carried
 from jetcron.bus import StoredMessage
-from jetcron.carried import GOOD_FOR, MAX_COPY, PAST_KEPT, Copy, copy_of, keep
+from jetcron.carried import CARRIED_FOR, GOOD_FOR, MAX_COPY, PAST_KEPT, Copy, copy_of, keep
 from jetcron.cycle import next_occurrence
 from jetcron_protocol.codec import decode, encode
 from jetcron_protocol.messages import MAX_TIME, MIN_TIME, Function, Past, Restored, Run, Schedule, Tick
@@ -31,8 +31,9 @@ async def stack(shared_nats: NatsServer) -> AsyncIterator[Stack]:
 
 @pytest.fixture(autouse=True)
 def _believed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No tick is one of those that are turned by the registry whatever they carry."""
+    """No tick is one of those that are turned by the registry whatever they carry, and all clocks are the same."""
     monkeypatch.setattr(carried, "ASKED", 1 << 40)
+    monkeypatch.setattr(carried, "_CLOCKS", 0)
 
 
 @pytest.fixture
@@ -231,22 +232,25 @@ def test_no_copy_counts_for_longer_than_it_is_known_that_its_revision_was_replac
         forgotten = now + keep(schedule, end, now) * 1000
         following = next_occurrence(schedule, end) if schedule.state == "active" else None
         for at in (now - HOUR, end, following):
-            if at is not None and at < 200 * 365 * DAY:
+            laden = Copy(b"x", now).on(Tick(schedule=ID, revision=1, at=now if at is None else at))
+            if at is not None and at - now <= CARRIED_FOR * 1000:
                 last = max(now, at) + GOOD_FOR * 1000
-                tick = Tick(schedule=ID, revision=1, at=at, entry=b"x", read_at=now)
-                assert copy_of(tick, last) == Copy(b"x", now)
-                assert copy_of(tick, last + 1) is None
+                assert copy_of(laden, last) == Copy(b"x", now)
+                assert copy_of(laden, last + 1) is None
                 assert last < forgotten
+            elif at is not None:
+                assert laden.entry is None, "too far off"
+                older = replace_(laden, entry=b"x", read_at=now)
+                assert copy_of(older, at) is None, "nor believed of whoever carried it all the same"
 
 
-def test_a_replaced_revision_whose_zone_is_unknown_is_kept_as_long_as_any() -> None:
-    schedule = report(every=None, cron="0 9 * * *", timezone="Mars/Olympus")
-    assert keep(schedule, 0, 0) > 100 * 365 * DAY // 1000
-
-
-def test_most_replaced_revisions_are_kept_for_a_month() -> None:
+def test_replaced_revisions_are_kept_for_a_month_and_while_a_tick_may_carry_them() -> None:
     assert keep(report(), HOUR - 1, HOUR - 2) == PAST_KEPT
     assert keep(report(state="paused", every=300 * DAY), 0, 0) == PAST_KEPT
+    assert keep(report(every=90 * DAY), 0, 0) == PAST_KEPT + 90 * 86_400
+    assert keep(report(every=400 * DAY), 0, 0) == PAST_KEPT + CARRIED_FOR
+    unknown = report(every=None, cron="0 9 * * *", timezone="Mars/Olympus")
+    assert keep(unknown, 0, 0) == PAST_KEPT + CARRIED_FOR, "as long as any"
 
 
 @pytest.mark.parametrize(("age", "at"), [(GOOD_FOR * 1000 + HOUR, -GOOD_FOR * 1000 - HOUR), (-HOUR, 0)])
@@ -261,9 +265,33 @@ async def test_a_copy_too_old_or_from_the_future_is_read_anew(stack: Stack, age:
 
 async def test_a_rare_schedule_s_copy_counts_when_its_time_comes(stack: Stack, read: list[str]) -> None:
     revision = await put(stack, report())
-    await due(stack, revision, encode(report(payload="carried")), age=400 * DAY)
+    await due(stack, revision, encode(report(payload="carried")), age=99 * DAY)
     await turn(stack)
     assert (await payloads(stack), read) == (["carried"], [])
+
+
+async def test_what_is_void_stays_void(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever noted it from an older time, or by another clock."""
+    names, bus = stack.names, stack.bus
+
+    async def noted() -> Restored:
+        entry = await bus.entry(names.restored_key)
+        assert entry is not None
+        return decode(Restored, entry.payload)
+
+    await carried.void_copies(bus, 7, 2 * HOUR)
+    await carried.void_copies(bus, 8, HOUR)
+    assert await noted() == Restored(at=2 * HOUR, revision=8)
+    monkeypatch.setattr(carried, "_CLOCKS", 10_000)
+    await carried.void_copies(bus, 8, 3 * HOUR)
+    assert await noted() == Restored(at=3 * HOUR + 10_000, revision=8)
+    await carried.note_restored(bus, 8, 3 * HOUR + DAY)
+    assert (await noted()).at == 3 * HOUR + 10_000, "it is known"
+    await carried.note_restored(bus, 8, 3 * HOUR + DAY + 10_000)
+    assert (await noted()).at == 3 * HOUR + DAY + 20_000, "and a day later it is another"
+    await bus.publish(names.restored_key, b"\xc1")
+    await carried.void_copies(bus, 1, 4 * HOUR)
+    assert await noted() == Restored(at=4 * HOUR + 10_000, revision=1)
 
 
 async def test_a_large_entry_is_not_carried(stack: Stack) -> None:
@@ -328,6 +356,7 @@ async def test_a_sweep_misses_its_own_note(stack: Stack, monkeypatch: pytest.Mon
     checker = stack.make("health-checker", bus)
     now = stack.clock.now()
     monkeypatch.setattr(stack.clock, "now", lambda: now)
+    monkeypatch.setattr(carried, "_CLOCKS", 10_000)
 
     async def swept() -> Restored | None:
         nonlocal now

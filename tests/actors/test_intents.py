@@ -13,11 +13,21 @@ import pytest_asyncio
 from jetcron import Client, intents, registry
 from jetcron.bus import OPERATION, Delivery, Outgoing, StoredMessage, read
 from jetcron.clock import from_ms
-from jetcron.errors import WrongSequence
+from jetcron.errors import TryAgain, WrongSequence
 from jetcron_protocol.codec import decode, encode
-from jetcron_protocol.messages import Function, Intent, Past, Run, Schedule, SyncCommand, Tick
+from jetcron_protocol.messages import (
+    DeadLetter,
+    Function,
+    Intent,
+    Past,
+    Run,
+    Schedule,
+    SyncCommand,
+    Tick,
+    replace,
+)
 from tests.support.command_line import acall
-from tests.support.faults import Die, FaultyBus, Killed, Wait
+from tests.support.faults import Die, FaultyBus, Killed, Refuse, Wait
 from tests.support.nats_server import NatsServer
 from tests.support.stack import FAST, Stack, take, until
 
@@ -483,3 +493,73 @@ async def test_what_is_wrong_about_a_revision_in_force_keeps_nobody(stack: Stack
     entry, _ = await current(stack)
     assert entry.payload == "new"
     assert await past(stack, revision) == Past(schedule=schedule, end=entry.armed_from)
+
+
+async def many(stack: Stack, monkeypatch: pytest.MonkeyPatch, count: int = 7) -> list[str]:
+    """So many schedules that are far off, of which two at a time are replaced."""
+    monkeypatch.setattr(registry, "_PART", 2)
+    ids = [f"tenant {number}" for number in range(2, 2 + count)]
+    made = [{"id": id, "function": "app.f", "cron": "0 9 29 2 *"} for id in ids]
+    await apply(stack, await ordered(stack, "create", schedules=made))
+    return ids
+
+
+async def armed(stack: Stack, id: str) -> tuple[Schedule, bool]:
+    """A schedule, and whether it has one tick, which is of the revision in force."""
+    entry = await stack.bus.entry(stack.names.schedule_key(id))
+    assert entry is not None
+    ticks = await stack.bus.subjects(stack.names.work, stack.names.ticks_of(id))
+    found = [stack.names.parse_tick(tick).revision for tick in ticks]
+    return decode(Schedule, entry.payload), found == [entry.sequence]
+
+
+async def test_what_one_part_meets_does_not_leave_the_others_unarmed(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = await many(stack, monkeypatch)
+    delivery = await ordered(stack, "update", schedules=[{"id": id, "payload": "new"} for id in ids])
+    async with FaultyBus(stack.settings) as bus:
+        bus.arm(Refuse(TryAgain(408, 0, "by the test")), on=stack.names.schedule_key(ids[1]))
+        with pytest.raises(TryAgain):
+            await apply(stack, delivery, bus)
+    found = {id: await armed(stack, id) for id in ids}
+    assert all(is_armed for _, is_armed in found.values())
+    assert [found[id][0].payload for id in ids[:2]] == [None, None]
+    assert [found[id][0].payload for id in ids[2:6]] == ["new"] * 4, "they were on their way beside it"
+    await apply(stack, delivery)
+    again = [await armed(stack, id) for id in ids]
+    assert [(schedule.payload, is_armed) for schedule, is_armed in again] == [("new", True)] * len(ids)
+
+
+async def test_what_one_part_would_be_refused_for_refuses_all(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = await many(stack, monkeypatch)
+    await apply(stack, await ordered(stack, "pause", items=ids))
+    key = stack.names.schedule_key(ids[-1])
+    entry = await stack.bus.entry(key)
+    assert entry is not None
+    elsewhere = replace(decode(Schedule, entry.payload), timezone="Mars/Olympus")
+    await stack.bus.publish(key, encode(elsewhere))
+    delivery = await ordered(stack, "unpause", items=ids)
+    await apply(stack, delivery)
+    assert delivery.settled
+    assert {(await armed(stack, id))[0].state for id in ids} == {"paused"}
+    (letter,) = await stack.stored(stack.names.dead, ">")
+    assert "Mars/Olympus" in decode(DeadLetter, letter.payload).reason
+
+
+async def test_schedules_with_a_number_of_runs_go_in_small_parts(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To find the last of them takes its time, and all the others' intents count meanwhile."""
+    monkeypatch.setattr(registry, "_LIMITED", 2)
+    ids = [f"tenant {number}" for number in range(2, 7)]
+    made = [{"id": id, "function": "app.f", "cron": "0 9 1 * *", "max_runs": 500} for id in ids]
+    await apply(stack, await ordered(stack, "create", schedules=made))
+    delivery = await ordered(stack, "update", schedules=[{"id": id, "payload": "new"} for id in ids])
+    async with FaultyBus(stack.settings) as bus:
+        await apply(stack, delivery, bus)
+        written = [name for name in bus.writes if INTENT in name]
+    assert written == [stack.names.intent_key(0)] * 3, "one after the other"
+    assert [await armed(stack, id) for id in ids] == [(mock.ANY, True)] * 5

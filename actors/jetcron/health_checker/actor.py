@@ -84,7 +84,7 @@ class HealthChecker:
         told = await witnessed(self._bus, group)
         note, sequence = await self._note(group)
         if sequence < told:
-            await note_lost(self._bus, told, seen_at)
+            await note_lost(self._bus, told, self._clock.now())
         findings = Findings(
             seen_at=seen_at,
             message=message,
