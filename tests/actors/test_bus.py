@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from jetcron.bus import Bus, Outgoing, StoredMessage, fenced, hold, link, with_id
+from jetcron.bus import Bus, Outgoing, StoredMessage, fenced, hold, link, purging, with_id
 from jetcron.errors import (
     AuthorizationFailed,
     JetStreamDisabled,
@@ -220,6 +220,29 @@ async def test_groups_that_were_not_confirmed_are_named(stack: Stack) -> None:
         bus.arm(Refuse(), nth=1)
         assert sorted(await bus.publish_groups(groups)) == [0, 2]
     assert len(await stack.stored(stack.names.events)) == 1_200
+
+
+async def test_a_held_message_may_take_another_s_place_and_is_released_as_any(stack: Stack) -> None:
+    """Many of them in one batch. What names the other one is not there any more when it is released."""
+    names, now = stack.names, stack.clock.now()
+    old = [names.tick_held("s", number, now + 3_600_000) for number in range(3)]
+    for subject in old:
+        await stack.bus.store(hold(subject, names.tick_due("s", 9, 9), now + 3_600_000, b"old"))
+    at = now + 1_000
+    new = [
+        hold(names.tick_held("s", 9, number), names.tick_due("s", 9, number), at, b"new", purging(subject))
+        for number, subject in enumerate(old)
+    ]
+    await stack.bus.publish_atomic(new)
+    held = f"{names.namespace}.tick.held.>"
+    assert await stack.bus.subjects(names.work, held) == [message.subject for message in new]
+    other = hold(old[0], names.tick_due("s", 9, 10), now + 3_600_000, b"another")
+    await stack.bus.store(other)
+    taken = await take(stack.bus, names.work, names.cron_tick, 3)
+    assert [delivery.payload for delivery in taken] == [b"new"] * 3
+    released = [delivery.headers["Nats-Scheduler"] for delivery in taken]
+    assert sorted(released) == sorted(message.subject for message in new), "by the server, of itself"
+    assert await stack.bus.subjects(names.work, held) == [other.subject], "not once more at the release"
 
 
 async def test_held_messages_are_released_to_their_target_with_their_own_headers(stack: Stack) -> None:
