@@ -6,7 +6,7 @@ follows it, the command comes again, finds its own sequence in the entry and rep
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -124,21 +124,15 @@ class Registry:
         """
         if held is None:
             held = await self.schedules([one.id for one in wanted])
-        in_force: dict[str, Entry] = {} if over else _to_replace(wanted, held, delivery.sequence)
+        changed = self._foresee(wanted, held, delivery)
+        in_force = {} if over else _in_force(changed, held)
+        failed: list[Exception] = []
 
         async def put(part: Sequence[Schedule]) -> None:
             replaced = [in_force[one.id] for one in part if one.id in in_force]
             async with self._intents.announced(replaced) as announced:
                 now, ticks = await asyncio.gather(self._now(after=announced), self._mend(replaced))
-                await self._put_part(part, held, delivery, applied, ticks, announced, now)
-
-        self._foresee(wanted, held, delivery)
-        # What takes the place of nothing in force goes whole, as far as one batch holds it, with what it replaces.
-        new = all(held[one.id].value is None for one in wanted)
-        size, at_once = _PART if in_force else MAX_BATCH if new else MAX_BATCH // 2, _PARTS_AT_ONCE
-        if in_force and any(one.max_runs is not None for one in wanted):
-            size, at_once = _LIMITED, 1
-        failed: list[Exception] = []
+                await self._put_part(part, held, changed, delivery, applied, ticks, announced, now)
 
         async def put_beside(part: Sequence[Schedule]) -> None:
             if failed:
@@ -148,15 +142,22 @@ class Registry:
             except Exception as error:  # noqa: BLE001 - raised once what the others have written is armed
                 failed.append(error)
 
+        # To find the last of a number of runs takes its time: such parts go by themselves.
+        limited = bool(in_force) and any(one.max_runs is not None for one in wanted)
+        size = _LIMITED if limited else _size(wanted, held, in_force)
         parts = [wanted[start : start + size] for start in range(0, len(wanted), size)]
-        await each(put_beside, parts, at_once=at_once)
+        await each(put_beside, parts, at_once=1 if limited else _PARTS_AT_ONCE)
         if failed:
             raise failed[0]
 
     def _foresee(
         self, wanted: Sequence[Schedule], held: Mapping[str, Held[Schedule]], delivery: Delivery
-    ) -> None:
-        """Raises what a part would be refused for, before one is written: `InvalidName`, `CronError`."""
+    ) -> set[str]:
+        """The ids of those that differ from what is held, and are to be written.
+
+        Raises what a part of them would be refused for, before one is: `InvalidName`, `CronError`.
+        """
+        changed = set()
         now = self._clock.now()
         for schedule in wanted:
             previous = held[schedule.id].value
@@ -164,10 +165,14 @@ class Registry:
                 continue
             if taken := _taken(schedule, previous):
                 raise InvalidName(taken)
+            if not _replaces(schedule, previous, delivery.sequence):
+                continue
+            changed.add(schedule.id)
             if schedule.state == "active":
                 next_occurrence(schedule, now)
             if schedule.max_runs is not None and previous is not None:
                 next_occurrence(previous, now)
+        return changed
 
     async def _now(self, *, after: Announced) -> int:
         """The time as the server has it, from which every actor's clock is measured.
@@ -210,6 +215,7 @@ class Registry:
         self,
         wanted: Sequence[Schedule],
         found: Mapping[str, Held[Schedule]],
+        changed: Collection[str],
         delivery: Delivery,
         applied: Applied,
         ticks: Mapping[str, Sequence[TickName]],
@@ -228,7 +234,7 @@ class Registry:
                 mine.append(Entry(previous, held.sequence))
                 successors.append(mine[-1])
                 continue
-            if not _replaces(schedule, previous, delivery.sequence):
+            if schedule.id not in changed:
                 if previous is not None and previous.origin == "data":
                     self._stands(Entry(previous, held.sequence), now, applied)
                 continue
@@ -351,17 +357,25 @@ def _differs(function: Function, found: Function | None) -> bool:
     return found.command <= function.command and replace(function, command=0) != replace(found, command=0)
 
 
-def _to_replace(
-    wanted: Sequence[Schedule], found: Mapping[str, Held[Schedule]], command: int
-) -> dict[str, Entry]:
-    """The active revisions that are to be replaced, by the schedule's id."""
+def _in_force(ids: Iterable[str], held: Mapping[str, Held[Schedule]]) -> dict[str, Entry]:
+    """The active revisions among what is held of these, by the schedule's id."""
     return {
-        schedule.id: Entry(held.value, held.sequence)
-        for schedule in wanted
-        if (held := found[schedule.id]).value is not None
-        and held.value.state == "active"
-        and _replaces(schedule, held.value, command)
+        id: Entry(one.value, one.sequence)
+        for id in ids
+        if (one := held[id]).value is not None and one.value.state == "active"
     }
+
+
+def _size(
+    wanted: Sequence[Schedule], held: Mapping[str, Held[Schedule]], in_force: Mapping[str, Entry]
+) -> int:
+    """How many go in one part: what takes the place of nothing in force goes whole, as far as a batch holds it.
+
+    Each with what it replaces, if that is there.
+    """
+    if in_force:
+        return _PART
+    return MAX_BATCH if all(held[one.id].value is None for one in wanted) else MAX_BATCH // 2
 
 
 def _replaces(schedule: Schedule, previous: Schedule | None, command: int) -> bool:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import pytest_asyncio
@@ -12,8 +13,10 @@ from jetcron.bus import rfc3339_ms
 from jetcron.carried import keep
 from jetcron.client import Client
 from jetcron.clock import from_ms
+from jetcron.cron import CronError
 from jetcron.errors import NotFound
 from jetcron.registration import order
+from jetcron.registry import Applied, Registry
 from jetcron_protocol.codec import decode, encode
 from jetcron_protocol.messages import (
     AppEntry,
@@ -339,3 +342,19 @@ async def test_copies_of_cron_sync_apply_commands_in_their_order(stack: Stack) -
     found, revision = await schedule(stack, "app.f")
     assert (found.cron, {"app.f": revision}) == ("11 9 * * *", last.revisions)
     assert await held(stack, "app.f") == [(revision, last.next["app.f"])]
+
+
+async def test_what_stands_unchanged_is_refused_for_nothing(stack: Stack) -> None:
+    """A schedule in a zone that this host does not know: who registers it as it stands changes nothing about it."""
+    await register(stack, "one", F, G)
+    entry, revision = await schedule(stack, "app.f")
+    elsewhere = replace(entry, timezone="Mars/Olympus", cron="0 9 * * *")
+    stands = await stack.bus.publish(stack.names.schedule_key("app.f"), encode(elsewhere))
+    held = Registry(stack.bus, stack.clock, stack.settings)
+    delivery = mock.Mock(sequence=stands.sequence + 100, stored_at=stack.clock.now())
+    await held.put_schedules([elsewhere], delivery, Applied())
+    assert (await schedule(stack, "app.f")) == (elsewhere, stands.sequence)
+    with pytest.raises(CronError, match="Mars/Olympus"):
+        await held.put_schedules([replace(elsewhere, jitter=5)], delivery, Applied())
+    assert (await schedule(stack, "app.f")) == (elsewhere, stands.sequence)
+    assert revision < stands.sequence
