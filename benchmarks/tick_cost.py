@@ -5,7 +5,7 @@ then one there, as the time from when it is due until its run can be taken; then
 the CPU that cron-tick and nats-server take from their release until all are turned and their successors held. What is
 compared are pairs that follow each other within seconds; figures are medians [and quartiles]. Each round has new
 cron-ticks, for no two processes are equally fast. Once with ticks that carry copies of their entries, as all do but the
-first after a repair and those of large entries; one in 64 is turned without it, among them too. Once with such as do
+first after a repair and those of large entries; one in 1,024 is turned without it, among them too. Once with such as do
 not. No health-checker sweeps meanwhile: that is measured by itself.
 """
 

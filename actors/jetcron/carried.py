@@ -30,7 +30,7 @@ GOOD_FOR = 29 * DAY
 """For so long after its tick's time, or after it was read, a copy counts, in seconds."""
 PAST_KEPT = 30 * DAY
 """For so long a replaced revision is kept after the time of the last tick that may carry it, in seconds."""
-ASKED = 64
+ASKED = 1024
 """One tick in so many is turned by what the registry says, whatever it carries."""
 _CLOCKS = 10_000
 """Milliseconds by which no two actors' clocks differ: one that is further off than a lead takes nothing."""

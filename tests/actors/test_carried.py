@@ -125,7 +125,7 @@ async def test_one_in_some_ticks_is_turned_by_what_the_registry_says(
     assert (await payloads(stack), read) == (["stored"], [stack.names.schedule_key(ID)])
 
 
-def test_one_in_sixty_four_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_in_so_many_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of those due at one instant, and of one schedule's, however regular its times."""
     monkeypatch.setattr(carried, "ASKED", 64)
     together = [
