@@ -72,12 +72,15 @@ _fields = attrgetter(*FIELDS)
 _END = FIELDS.index("end")
 
 
+def given_end(schedule: Schedule) -> int | None:
+    """The author's own end: beside `max_runs` the one in force is computed."""
+    return schedule.end if schedule.max_runs is None else schedule.end_given
+
+
 def authored(schedule: Schedule) -> tuple[Any, ...]:
-    """What its author gave, or it is by default: a value for each of `FIELDS`. Beside `max_runs` `end` is computed."""
+    """What its author gave, or it is by default: a value for each of `FIELDS`."""
     values: tuple[Any, ...] = _fields(schedule)
-    if schedule.max_runs is None:
-        return values
-    return (*values[:_END], schedule.end_given, *values[_END + 1 :])
+    return (*values[:_END], given_end(schedule), *values[_END + 1 :])
 
 
 def definition(schedule: Schedule) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from jetcron.cycle import next_occurrence, occurrences
-from jetcron.definitions import FIELDS, WHEN, Checked, authored, definition
+from jetcron.definitions import FIELDS, WHEN, Checked, authored, definition, given_end
 from jetcron.fields import check
 from jetcron_protocol.messages import FunctionState, Schedule, replace
 
@@ -122,11 +122,6 @@ def same(one: Schedule, other: Schedule) -> bool:
     )
 
 
-def _end_given(schedule: Schedule) -> int | None:
-    """The author's own end: beside `max_runs` the one in force is computed."""
-    return schedule.end if schedule.max_runs is None else schedule.end_given
-
-
 def settled(schedule: Schedule, previous: Schedule | None) -> Schedule:
     """A revision that is to be written, its `armed_from` known: `max_runs` becomes its `end`.
 
@@ -134,7 +129,7 @@ def settled(schedule: Schedule, previous: Schedule | None) -> Schedule:
     none left, or none to come, is not active: it has ended, and what is once is gone. That another scheduler
     executed it is remembered.
     """
-    given = _end_given(schedule)
+    given = given_end(schedule)
     if (schedule.end, schedule.end_given, schedule.counted) != (given, None, 0):
         schedule = replace(schedule, end=given, end_given=None, counted=0)
     if previous is not None and previous.state == "deleted":

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from jetcron.bus import Bus, StoredMessage
 from jetcron.clock import from_ms
 from jetcron.cycle import next_occurrence
-from jetcron.definitions import definition
+from jetcron.definitions import given_end
 from jetcron.errors import ConfigurationError, NotFound
 from jetcron.options import MILLISECOND
 from jetcron_protocol.codec import DecodeError, decode
@@ -98,7 +98,7 @@ def view(stored: StoredMessage, schedule: Schedule, *, now: int, at: int | None 
     """An entry as users see it; `at` is when its tick says that it fires."""
     if at is None:
         at = next_occurrence(schedule, max(now, schedule.armed_from))
-    end = definition(schedule).get("end")
+    end = given_end(schedule)
     return ScheduleView(
         id=schedule.id,
         function=schedule.function,
