@@ -13,6 +13,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from jetcron.bus import Bus
@@ -103,6 +104,30 @@ class Actor:
         os.unlink(self._log.name)
 
 
+@dataclass(frozen=True)
+class Collection:
+    """One of nats-server's garbage collections: from when to when, by the monotonic clock, and its CPU seconds."""
+
+    began: float
+    ended: float
+    cpu: float
+
+    def within(self, began: float, ended: float) -> float:
+        """CPU seconds of it between two times, as if it took as much at each."""
+        shared = min(ended, self.ended) - max(began, self.began)
+        return self.cpu * max(shared, 0.0) / (self.ended - self.began)
+
+
+_COLLECTED = re.compile(r"^gc \d+ @([\d.]+)s \d+%: ([\d.+]+) ms clock, ([\d.+/]+) ms cpu", re.MULTILINE)
+
+
+def started(pid: int) -> float:
+    """When a process was started, by the monotonic clock (Linux, proc_pid_stat(5), field 22)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    since_boot = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return since_boot - time.clock_gettime(time.CLOCK_BOOTTIME) + time.monotonic()
+
+
 def spent(pid: int) -> float:
     """CPU seconds a process has used so far, to the nanosecond (Linux, clock_getcpuclockid(3))."""
     return time.clock_gettime((~pid << 3) | 2)
@@ -125,6 +150,15 @@ class Stack:
         self.bus = bus
         self.actors: list[Actor] = []
 
+    def collections(self) -> list[Collection]:
+        """The server's garbage collections so far, as the runtime of Go tells them (GODEBUG, gctrace)."""
+        start, found = started(self.server.pid), []
+        for at, clock, cpu in _COLLECTED.findall(self.server.log()):
+            took = sum(map(float, clock.split("+"))) / 1000
+            began = start + float(at)
+            found.append(Collection(began, began + took, sum(map(float, re.split("[+/]", cpu))) / 1000))
+        return found
+
     async def start(
         self, *commands: tuple[str, ...], environment: dict[str, str] | None = None
     ) -> list[Actor]:
@@ -144,7 +178,7 @@ class Stack:
 async def stack() -> AsyncIterator[Stack]:
     """A server in a temporary folder; everything ends with the context."""
     with tempfile.TemporaryDirectory(prefix="jetcron-bench-") as folder:
-        async with NatsServer(Path(folder) / "nats") as server:
+        async with NatsServer(Path(folder) / "nats", environment={"GODEBUG": "gctrace=1"}) as server:
             settings = Settings.load(nats_url=server.url)
             async with Bus(settings, name="benchmark") as bus:
                 await bus.apply_topology()

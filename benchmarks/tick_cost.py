@@ -7,6 +7,10 @@ compared are pairs that follow each other within seconds; figures are medians [a
 cron-ticks, for no two processes are equally fast. Once with ticks that carry copies of their entries, as all do but the
 first after a repair and those of large entries; one in 1,024 is turned without it, among them too. Once with such as do
 not. No health-checker sweeps meanwhile: that is measured by itself.
+
+The server's garbage collector is told apart. It goes over all the server has in memory, whenever as much again was
+allocated, and every two minutes even if nothing was: what it takes for a million is a price of having them, a second
+of CPU that comes to lie in one burst or between two.
 """
 
 import asyncio
@@ -17,7 +21,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from benchmarks.due import COLD, Revisions, hold, let_go, scattered, soonest, tick_of
-from benchmarks.stack import Actor, Stack, percentile, spent
+from benchmarks.stack import Actor, Collection, Stack, percentile, spent
 from jetcron.bus import Consumer
 from jetcron_protocol.codec import encode
 
@@ -37,6 +41,8 @@ LATEST = 2.0
 """Seconds within which it has begun."""
 WORK = 0.001
 """CPU seconds within 0.01 s that are work."""
+COLLECTED = 3.0
+"""Seconds within which a collection ends, and is told."""
 
 T = TypeVar("T")
 
@@ -63,18 +69,39 @@ class Side:
 
 @dataclass(frozen=True)
 class Burst:
-    """CPU that one of the ticks took, in ms."""
+    """CPU that one of the ticks took, in ms: the server's without its garbage collector's."""
 
     cron_tick: float
     server: float
+    collector: float
 
     @property
     def both(self) -> float:
         return self.cron_tick + self.server
 
+    @property
+    def all(self) -> float:
+        return self.both + self.collector
+
+
+@dataclass(frozen=True)
+class Spent:
+    """CPU seconds that a burst took, and from when to when it was measured, by the monotonic clock."""
+
+    began: float
+    ended: float
+    cron_tick: float
+    server: float
+
+    def of_each(self, collections: Sequence[Collection]) -> Burst:
+        collector = sum(one.within(self.began, self.ended) for one in collections)
+        each = 1000 / BURST
+        return Burst(self.cron_tick * each, (self.server - collector) * each, collector * each)
+
 
 async def compare(few: Side, many: Side) -> None:
     """Print what a tick costs on either side, and how the two compare."""
+    began = time.monotonic()
     for copy in (True, False):
         lone: list[tuple[float, float]] = []
         bursts: list[tuple[Burst, Burst]] = []
@@ -90,15 +117,23 @@ async def compare(few: Side, many: Side) -> None:
             print(
                 f"  among {len(side.revisions):,}, {len(costs)} bursts of {BURST:,}: "
                 f"cron-tick's CPU {middle([cost.cron_tick for cost in costs], 3)} ms, "
-                f"nats-server's {middle([cost.server for cost in costs], 3)} ms; "
+                f"nats-server's {middle([cost.server for cost in costs], 3)} ms and its garbage collector's "
+                f"{statistics.fmean(cost.collector for cost in costs):.3f} on average; "
                 f"{len(times)} alone, due to run: {middle(times, 1)} ms, p99 {percentile(list(times), 0.99):.1f}"
             )
         print(
             f"  among {len(many.revisions):,} instead of {len(few.revisions):,}, as a ratio: "
             f"CPU {compared(bursts, lambda cost: cost.both)} "
             f"(cron-tick's {compared(bursts, lambda cost: cost.cron_tick)}, "
-            f"nats-server's {compared(bursts, lambda cost: cost.server)}), "
+            f"nats-server's {compared(bursts, lambda cost: cost.server)}; "
+            f"with the collector's {compared(bursts, lambda cost: cost.all)}), "
             f"time alone {compared(lone, float)}"
+        )
+    for side in (few, many):
+        told = [one.cpu for one in side.running.collections() if one.began > began]
+        print(
+            f"garbage collections among {len(side.revisions):,}: {len(told)} within {time.monotonic() - began:.0f} s, "
+            f"{statistics.fmean(told or [0]):.3f} s of CPU each"
         )
 
 
@@ -171,13 +206,17 @@ async def burst_pairs(few: Side, many: Side, shift: int, *, copy: bool) -> list[
                 for number in numbers[place::BURSTS]
             ],
         )
-    found: dict[Side, list[Burst]] = {few: [], many: []}
+    found: dict[Side, list[Spent]] = {few: [], many: []}
     for side, when in plan:
         found[side].append(await burst(side, when))
-    return list(zip(found[few], found[many], strict=True))
+    await asyncio.sleep(COLLECTED)
+    here, there = few.running.collections(), many.running.collections()
+    return [
+        (one.of_each(here), other.of_each(there)) for one, other in zip(found[few], found[many], strict=True)
+    ]
 
 
-async def burst(side: Side, at: int) -> Burst:
+async def burst(side: Side, at: int) -> Spent:
     """Wait for the ticks due at `at`, until all are turned."""
     left = (at - side.running.settings.lead_ms - side.running.bus.clock.now()) / 1000
     if left < 0.2:
@@ -185,11 +224,11 @@ async def burst(side: Side, at: int) -> Burst:
     await asyncio.sleep(left - 0.2)
     all_turned = side.turned + BURST
     await asyncio.sleep(0.15)
-    cpu, server = side.cron_tick.cpu(), spent(side.running.server.pid)
+    began, cpu, server = time.monotonic(), side.cron_tick.cpu(), spent(side.running.server.pid)
     rest = await at_rest(side)
     while side.turned < all_turned:  # as a rule they are: to ask costs CPU, so it is done last
         rest = await at_rest(side)
-    return Burst((rest - cpu) / BURST * 1000, (spent(side.running.server.pid) - server) / BURST * 1000)
+    return Spent(began, time.monotonic(), rest - cpu, spent(side.running.server.pid) - server)
 
 
 async def at_rest(side: Side) -> float:

@@ -22,7 +22,7 @@ from jetcron_protocol.codec import DecodeError, decode, encode
 from jetcron_protocol.messages import MAX_TIME, MIN_TIME, Restored, Schedule, Tick, replace
 from jetcron_protocol.topology import DAY
 
-MAX_COPY = 1024
+MAX_COPY = 8 * 1024
 """A larger entry is not carried, but read from the registry, in bytes."""
 CARRIED_FOR = 100 * DAY
 """A tick that is due later than so many seconds after its entry was read carries none."""

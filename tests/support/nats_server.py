@@ -45,7 +45,8 @@ class NatsServer:
     """One nats-server with JetStream on 127.0.0.1; an async context manager.
 
     `directory` holds its config, log and store (a temporary one when None). `config` is merged over the
-    server's configuration, map by map, and read again at each start: change it, then `restart`.
+    server's configuration, map by map, and read again at each start: change it, then `restart`. `environment`
+    is added to the variables it inherits.
 
     Start it from the main thread: Linux ends it when the *thread* that started it ends.
     """
@@ -61,6 +62,7 @@ class NatsServer:
         user: str | None = None,
         password: str | None = None,
         config: dict[str, Any] | None = None,
+        environment: dict[str, str] | None = None,
     ) -> None:
         self._temporary = directory is None
         self.directory = directory or Path(tempfile.mkdtemp(prefix="jetcron-nats-"))
@@ -78,6 +80,7 @@ class NatsServer:
         if any(limit is not None for limit in limits.values()):
             self.config["jetstream"] = {k: v for k, v in limits.items() if v is not None}
         self.config = _merged(self.config, config or {})
+        self._environment = environment or {}
         self._process: subprocess.Popen[bytes] | None = None
         self._paused = False
         self._reservation = _reserve()
@@ -209,6 +212,7 @@ class NatsServer:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                env={**os.environ, **self._environment},
                 start_new_session=True,  # a Ctrl-C in the terminal is the tests' to handle
                 preexec_fn=_die_with(os.getpid()) if _follows_parent() else None,
             )
