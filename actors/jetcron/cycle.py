@@ -5,15 +5,14 @@ registry: callers bring `now` and what they read, and carry the decision out. Ti
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from jetcron.cron import CronExpression, Window, parse
 from jetcron_protocol.ids import code_run_id, schedule_run_id, spread
 from jetcron_protocol.messages import MAX_CATCH_UP, Gap, Past, Run, Schedule, Tick
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """A schedule as the registry holds it; its revision is the sequence it is stored under."""
 
     schedule: Schedule

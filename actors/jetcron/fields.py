@@ -53,14 +53,15 @@ _FIRING = (*WHEN, "timezone", "dst", "start", "end")
 """What it takes to tell whether it fires at all."""
 
 
-def check(raw: object, *, now: int, faulty: Collection[str] = ()) -> Checked:
+def check(raw: object, *, now: int, faulty: Collection[str] = (), sound: Collection[str] = ()) -> Checked:
     """The schedule that a map defines, or everything that is wrong with it.
 
-    `now` (epoch ms) is from when it counts. `faulty` are fields that are known to be wrong: they are not looked at.
+    `now` (epoch ms) is from when it counts. `faulty` are fields that are known to be wrong, `sound` those known to be
+    right: they are not looked at by themselves.
     """
     if not isinstance(raw, Mapping):
         return Checked("", faults=[f"a schedule is a map, not {type(raw).__name__}"])
-    found = _Fields(raw, faulty)
+    found = _Fields(raw, faulty, sound)
     id = raw.get("id")
     return Checked(id if isinstance(id, str) else "", found.schedule(now), found.faults)
 
@@ -78,13 +79,21 @@ class _Fields:
     Of a `partial` one, what is left out is not known: nothing is held against it.
     """
 
-    def __init__(self, raw: Mapping[str, Any], faulty: Collection[str], *, partial: bool = False) -> None:
+    def __init__(
+        self,
+        raw: Mapping[str, Any],
+        faulty: Collection[str],
+        sound: Collection[str] = (),
+        *,
+        partial: bool = False,
+    ) -> None:
         self._raw = {name: value for name, value in raw.items() if value is not None}
         self._partial = partial
         for name in _NEEDED:
             if name in raw or not partial:
                 self._raw.setdefault(name, "")
         self._faulty = set(faulty)
+        self._sound = sound
         self.faults: list[str] = []
 
     def schedule(self, now: int) -> Schedule | None:
@@ -148,7 +157,7 @@ class _Fields:
         return self._raw.get(name, DEFAULTS[name])
 
     def _check(self, name: str) -> None:
-        if name in self._faulty:
+        if name in self._faulty or name in self._sound:
             return
         try:
             self._look_at(name, self._raw[name])

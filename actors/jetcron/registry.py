@@ -8,7 +8,7 @@ follows it, the command comes again, finds its own sequence in the entry and rep
 import asyncio
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import structlog
 
@@ -40,8 +40,7 @@ log = structlog.get_logger("jetcron.registry")
 M = TypeVar("M")
 
 
-@dataclass(frozen=True, slots=True)
-class Held(Generic[M]):
+class Held(NamedTuple, Generic[M]):
     """What a key holds: None when it is absent or deleted, and the sequence a write to it must expect."""
 
     value: M | None = None

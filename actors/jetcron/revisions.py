@@ -18,6 +18,8 @@ FUNCTION = "its function"
 """Who changed a schedule that followed its function's state."""
 END = "its end"
 """Who changed a schedule that fired for the last time."""
+_READ_IN = ("timezone", "dst")
+"""What a cron expression is read in, and may be wrong under."""
 _AFRESH = "allowed is an update that gives it times to come"
 _NEAR = 64
 """So many occurrences are walked one by one; further ones are searched for by counting."""
@@ -57,8 +59,11 @@ def updated(id: str, changes: Mapping[str, Any], previous: Schedule | None, *, n
     if any(changes.get(name) is not None for name in WHEN):
         for name in WHEN:
             merged.pop(name, None)
+    unchanged = {"id", *(merged.keys() - changes.keys())}
+    if not changes.keys().isdisjoint(_READ_IN):
+        unchanged.discard("cron")
     merged |= {name: value for name, value in changes.items() if name in FIELDS}
-    found = check({"id": id, **merged}, now=now)
+    found = check({"id": id, **merged}, now=now, sound=unchanged)
     # What has ended begins again, for it fires again.
     if found.schedule is not None and previous.state == "ended":
         armed = max(now, previous.armed_from)

@@ -7,7 +7,7 @@ decides when something is published. A name that NATS could not carry is refused
 import re
 from base64 import urlsafe_b64encode
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from jetcron_protocol.ids import digest, shard
 
@@ -168,8 +168,7 @@ def split_function(function: str) -> tuple[str, str]:
     return app, name
 
 
-@dataclass(frozen=True, slots=True)
-class TickName:
+class TickName(NamedTuple):
     """What a tick's subject says: `at` in epoch milliseconds."""
 
     state: Literal["held", "due"]

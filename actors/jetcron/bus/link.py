@@ -275,7 +275,7 @@ class Link:
         finally:
             timer.cancel()
             self._open.pop(reply, None)
-        if not msg.data and msg.headers and msg.headers.get(STATUS) == "503":
+        if not msg.data and msg.headers.get(STATUS) == "503":
             raise TryAgain(503, 0, f"nobody answers on {subject}")
         return msg
 

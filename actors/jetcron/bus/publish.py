@@ -9,8 +9,10 @@ import datetime as dt
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import count
 from secrets import token_hex
+from typing import NamedTuple
 
 import structlog
 
@@ -43,8 +45,7 @@ TTL = "Nats-TTL"
 ROLLUP = "Nats-Rollup"
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
+class Outgoing(NamedTuple):
     """A message to store."""
 
     subject: str
@@ -99,9 +100,14 @@ def hold(held: str, target: str, at_ms: int, payload: bytes, headers: Headers | 
 
     Or in the year 2262, if that is earlier: the server counts nanoseconds, and releases what lies later at once.
     """
-    moment = dt.datetime.fromtimestamp(min(max(at_ms, 0), _LAST_RELEASE) / 1000, dt.UTC)
-    stamp = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return Outgoing(held, payload, {SCHEDULE: f"@at {stamp}", SCHEDULE_TARGET: target, **(headers or {})})
+    return Outgoing(held, payload, {SCHEDULE: _at(at_ms), SCHEDULE_TARGET: target, **(headers or {})})
+
+
+@lru_cache(maxsize=1_024)
+def _at(ms: int) -> str:
+    """When the server releases it; many are held for one instant."""
+    moment = dt.datetime.fromtimestamp(min(max(ms, 0), _LAST_RELEASE) / 1000, dt.UTC)
+    return f"@at {moment.isoformat(timespec='milliseconds').replace('+00:00', 'Z')}"
 
 
 class Publisher(Reader):

@@ -14,7 +14,7 @@ from typing import Self
 import nats.errors
 
 from jetcron.bus.publish import Publisher
-from jetcron.bus.wire import DESCRIPTION, STATUS, Headers, Message
+from jetcron.bus.wire import DESCRIPTION, STATUS, Headers, Message, parse_headers
 from jetcron.errors import BusError, NotFound, TryAgain
 
 _EXPIRES = 30.0
@@ -23,6 +23,7 @@ _FIRST_EXPIRES = 0.25
 _MANY_EXPIRES = 3.0
 _FEW = 4
 _WAKE = "reconnected"
+_WOKEN = f"NATS/1.0 {_WAKE}\r\n\r\n".encode()
 _MAX_BYTES = 8 * 1024 * 1024
 """Bytes one pull request may bring."""
 _NANOSECONDS = 1_000_000_000
@@ -32,11 +33,11 @@ class Delivery:
     """One message delivered to us, to be acknowledged once what it caused is stored."""
 
     __slots__ = (
+        "_block",
         "_bus",
         "_reply",
         "_settled",
         "delivered",
-        "headers",
         "payload",
         "sequence",
         "stored_at",
@@ -52,14 +53,19 @@ class Delivery:
         self._bus = bus
         self._reply = msg.reply
         self._settled = False
+        self._block = msg.block
         self.subject = msg.subject
         self.payload = msg.data
-        self.headers: Headers = msg.headers or {}
         self.stream = tokens[first]
         self.delivered = int(tokens[first + 2])
         self.sequence = int(tokens[first + 3])
         self.stored_at = int(tokens[first + 5]) // 1_000_000
         """Epoch milliseconds of the server's clock."""
+
+    @property
+    def headers(self) -> Headers:
+        """Its headers, read anew each time."""
+        return parse_headers(self._block)
 
     @property
     def settled(self) -> bool:
@@ -129,7 +135,7 @@ class Consumer:
 
     def _wake(self) -> None:
         """After a reconnect the open requests are gone: whoever waits in `fetch` must ask anew."""
-        self._arrived.put_nowait(Message(self._inbox, "", b"", {STATUS: _WAKE}))
+        self._arrived.put_nowait(Message(self._inbox, "", b"", _WOKEN))
 
     async def __aexit__(self, *_: object) -> None:
         """Stop taking. What arrived and was not fetched is handed back."""
@@ -215,7 +221,8 @@ class Consumer:
     def _take(self, msg: Message, found: list[Delivery]) -> None:
         now = self._bus.clock.monotonic()
         request = self._requests.get(msg.subject) if not msg.reply else None
-        status = msg.headers.get(STATUS) if msg.headers and not msg.reply else None
+        headers = {} if msg.reply else msg.headers
+        status = headers.get(STATUS)
         if status is None:
             self.pulled_at = now
             # The subject of a delivered message is its own; the request it answers is the oldest one open.
@@ -234,7 +241,7 @@ class Consumer:
                 request.heard = now
             return
         self._requests.pop(msg.subject, None)
-        description = (msg.headers or {}).get(DESCRIPTION, "")
+        description = headers.get(DESCRIPTION, "")
         if (status == "404" and "Consumer" in description) or "Consumer Deleted" in description:
             self._refused = NotFound(f"the consumer {self.durable} is gone")
         elif status == "409" and "Exceeded" in description:

@@ -9,12 +9,12 @@ import base64
 import datetime as dt
 import json
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from jetcron.bus.link import REQUEST_SECONDS, Link
-from jetcron.bus.wire import DESCRIPTION, STATUS, Headers, parse_headers
+from jetcron.bus.wire import DESCRIPTION, STATUS, Headers, Message, parse_headers
 from jetcron.errors import NotFound, TryAgain
 from jetcron.many import each
 
@@ -23,22 +23,30 @@ MAX_MULTI = 1000
 _NAMES_PAGE = 100_000
 _DELETED = ("DEL", "PURGE")
 OPERATION = "KV-Operation"
+_OPERATION = OPERATION.encode()
+_STORED = b"NATS/1.0\r\n"
+"""How the headers of a message begin; those of a status have it in this line."""
+_SUBJECT = "\r\nNats-Subject: "
 
 
-@dataclass(frozen=True, slots=True)
-class StoredMessage:
-    """A message as a stream holds it. `stored_at` in epoch milliseconds."""
+class StoredMessage(NamedTuple):
+    """A message as a stream holds it. `stored_at` in epoch milliseconds; `block` has its headers."""
 
     subject: str
     sequence: int
     payload: bytes
-    headers: Headers = field(default_factory=dict)
+    block: bytes = b""
     stored_at: int = 0
+
+    @property
+    def headers(self) -> Headers:
+        """Its headers, read anew each time."""
+        return parse_headers(self.block)
 
     @property
     def deleted(self) -> bool:
         """Whether it says that its key was removed."""
-        return self.headers.get(OPERATION) in _DELETED
+        return _OPERATION in self.block and self.headers.get(OPERATION) in _DELETED
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +109,11 @@ class Reader(Link):
         except NotFound:
             return None
         found = answer["message"]
-        headers = parse_headers(base64.b64decode(found["hdrs"])) if "hdrs" in found else {}
         return StoredMessage(
             subject=found["subject"],
             sequence=int(found["seq"]),
             payload=base64.b64decode(found.get("data", "")),
-            headers=headers,
+            block=base64.b64decode(found.get("hdrs", "")),
             stored_at=rfc3339_ms(found["time"]),
         )
 
@@ -211,18 +218,11 @@ class Reader(Link):
                         raise TryAgain(408, 0, f"a read of {stream} was not answered") from None
                 else:
                     msg = queue.get_nowait()
-                headers = msg.headers or {}
+                if msg.block.startswith(_STORED):
+                    found.append(_stored(msg))
+                    continue
+                headers = msg.headers
                 match headers.get(STATUS):
-                    case None:
-                        found.append(
-                            StoredMessage(
-                                subject=headers["Nats-Subject"],
-                                sequence=int(headers["Nats-Sequence"]),
-                                payload=msg.data,
-                                headers=headers,
-                                stored_at=rfc3339_ms(headers["Nats-Time-Stamp"]),
-                            )
-                        )
                     case "204":
                         up_to = int(headers.get("Nats-UpTo-Sequence", headers.get("Nats-Last-Sequence", 0)))
                         return Found(found, up_to, headers.get("Nats-Num-Pending", "0") == "0")
@@ -318,6 +318,19 @@ def _requests(subjects: Sequence[str], limit: int, most: int = MAX_MULTI) -> Ite
         size += len(subject) + len('"", ')
     if some:
         yield some
+
+
+def _stored(msg: Message) -> StoredMessage:
+    """What a direct get brought: behind the message's own headers stand those that say which one it is."""
+    block = msg.block.decode("utf-8", "replace")
+    subject, sequence, stored_at, _ = block[block.rindex(_SUBJECT) + len(_SUBJECT) :].split("\r\n", 3)
+    return StoredMessage(
+        subject,
+        int(sequence.removeprefix("Nats-Sequence: ")),
+        msg.data,
+        msg.block,
+        rfc3339_ms(stored_at.removeprefix("Nats-Time-Stamp: ")),
+    )
 
 
 def _is_wildcard(subject: str) -> bool:

@@ -22,12 +22,17 @@ DESCRIPTION = "Description"
 
 @dataclass(slots=True)
 class Message:
-    """A message as it came. An inline status of the server stands in the headers, as `STATUS` and `DESCRIPTION`."""
+    """A message as it came; `block` has its headers, empty where there are none."""
 
     subject: str
     reply: str
     data: bytes
-    headers: Headers | None
+    block: bytes = b""
+
+    @property
+    def headers(self) -> Headers:
+        """Read anew each time. An inline status of the server is in it, as `STATUS` and `DESCRIPTION`."""
+        return parse_headers(self.block)
 
 
 Handler = Callable[[Message], None]
@@ -78,11 +83,13 @@ class Client(NatsClient):
         if handler is None:
             await super()._process_msg(sid, subject, reply, data, headers)
             return
-        parsed = parse_headers(headers) if headers else None
         # A subject need not be UTF-8, and nothing may end the loop that reads the connection.
         handler(
             Message(
-                subject.decode("utf-8", "surrogateescape"), reply.decode("utf-8", "replace"), data, parsed
+                subject.decode("utf-8", "surrogateescape"),
+                reply.decode("utf-8", "replace"),
+                data,
+                headers or b"",
             )
         )
 
@@ -114,7 +121,9 @@ def write_headers(headers: Headers) -> bytes:
 
 
 def parse_headers(raw: bytes) -> Headers:
-    """The headers in a block, its inline status among them."""
+    """The headers in a block, its inline status among them; none in an empty one."""
+    if not raw:
+        return {}
     first, *lines = raw.decode("utf-8", "replace").split("\r\n")
     found: Headers = {}
     for line in lines:
