@@ -110,7 +110,7 @@ def no_end(tick: Any, current: Any, past: Any, **more: Any) -> Any:
 
 def newest(tick: Any, current: Any, past: Any, **more: Any) -> Any:
     """Whatever is due runs as the newest revision says."""
-    return decide_turn(tick, current and replace(current, revision=tick.revision), None, **more)
+    return decide_turn(tick, current and current._replace(revision=tick.revision), None, **more)
 
 
 def no_settling(previous: Any, **more: Any) -> int:

@@ -4,7 +4,7 @@ Owns nothing but the order of looking: all is read before the first fault is tol
 looks again at what it is sent, for others send it too.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any
 
 from jetcron.bus import Bus
@@ -16,42 +16,78 @@ from jetcron_protocol.codec import decode
 from jetcron_protocol.messages import Function
 from jetcron_protocol.subjects import InvalidName, split_function
 
-_YIELD_EVERY = 500
+PORTION = 1_000
+"""Schedules that are looked at before the first of them goes on: as many as one request may name."""
+_YIELD_EVERY = 250
 
 
 async def checked_parts(
     bus: Bus, schedules: Iterable[Mapping[str, Any]], *, numbered: bool = True
 ) -> list[Part]:
-    """Each as it travels; raises `ScheduleRefused` with every fault there is.
+    """Each as it travels; raises `ScheduleRefused` with every fault there is. See `Checks`."""
+    checks = Checks(bus, numbered=numbered)
+    parts = [part async for portion in checks.portions(schedules) for part in portion]
+    await checks.finish()
+    return parts
+
+
+class Checks:
+    """One look over schedules as they are given; `faults` grows with what is wrong with each, by its id.
 
     What has no id goes by its number in the faults, unless it is not `numbered`: where there is one alone.
     """
-    now = bus.clock.now()
-    parts: list[Part] = []
-    faults: dict[str, list[str]] = {}
-    seen: set[str] = set()
-    users: dict[str, list[tuple[str, object]]] = {}
-    for number, values in enumerate(schedules, 1):
-        if number % _YIELD_EVERY == 0:
-            await bus.clock.sleep(0)
+
+    def __init__(self, bus: Bus, *, numbered: bool = True) -> None:
+        self._bus = bus
+        self._numbered = numbered
+        self._seen: set[str] = set()
+        self._users: dict[str, list[tuple[str, object]]] = {}
+        self.faults: dict[str, list[str]] = {}
+
+    async def portions(self, schedules: Iterable[Mapping[str, Any]]) -> AsyncIterator[list[Part]]:
+        """As they travel, so many at a time, those that have a fault of their own left out."""
+        now = self._bus.clock.now()
+        parts: list[Part] = []
+        for number, values in enumerate(schedules, 1):
+            part = self._part(number, values, now)
+            if part is not None:
+                parts.append(part)
+            if number % _YIELD_EVERY == 0:
+                await self._bus.clock.sleep(0)
+            if number % PORTION == 0:
+                yield parts
+                parts = []
+        if parts:
+            yield parts
+
+    async def finish(self) -> None:
+        """Look at the functions they run; raises `ScheduleRefused` with every fault there is."""
+        await check_functions(self._bus, self._users, self.faults)
+        if self.faults:
+            raise ScheduleRefused(self.faults)
+
+    def fault(self, name: str, *texts: str) -> None:
+        """Add what is wrong with one of them."""
+        self.faults.setdefault(name, []).extend(texts)
+
+    def _part(self, number: int, values: object, now: int) -> Part | None:
         if not isinstance(values, Mapping):
-            faults[f"#{number}"] = [f"a schedule is a map, not {type(values).__name__}"]
-            continue
+            self.fault(f"#{number}", f"a schedule is a map, not {type(values).__name__}")
+            return None
         raw, found = checked(values, now=now)
-        name = found.name or (f"#{number}" if numbered else "")
+        name = found.name or (f"#{number}" if self._numbered else "")
         if found.faults:
-            faults.setdefault(name, []).extend(found.faults)
-        if name in seen:
-            faults.setdefault(name, []).append("it is given twice; allowed is once")
-        seen.add(name)
+            self.fault(name, *found.faults)
+        if name in self._seen:
+            self.fault(name, "it is given twice; allowed is once")
+        self._seen.add(name)
         if isinstance(raw.get("function"), str):
-            users.setdefault(raw["function"], []).append((name, raw.get("overlap")))
-        given = {key: value for key, value in raw.items() if value is not None}
-        parts.append(Part(name, given, checked=found.schedule))
-    await check_functions(bus, users, faults)
-    if faults:
-        raise ScheduleRefused(faults)
-    return parts
+            self._users.setdefault(raw["function"], []).append((name, raw.get("overlap")))
+        if found.schedule is None:
+            return None
+        return Part(
+            name, {key: value for key, value in raw.items() if value is not None}, checked=found.schedule
+        )
 
 
 async def check_functions(

@@ -283,7 +283,7 @@ class Schedules(HandOver, ScheduleRuns):
 
         `prune`: schedules created as data of the functions named here, which are not among these, are to go.
         """
-        return await make_plan(self._bus, await checked_parts(self._bus, schedules), prune=prune)
+        return await make_plan(self._bus, schedules, prune=prune)
 
     async def apply(
         self,

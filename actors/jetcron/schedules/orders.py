@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from secrets import token_bytes
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import structlog
 
@@ -52,8 +52,7 @@ class InForce:
     next: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """What is ordered of one schedule: its map for create and update, its id for all else.
 
     `checked`: the schedule that a whole definition makes, where it was looked at here.

@@ -4,20 +4,20 @@ Owns the comparison. It reads and decides; what is planned is ordered by `Schedu
 were read here.
 """
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from jetcron.bus import Bus, StoredMessage
 from jetcron.definitions import DEFAULTS, FIELDS, authored
-from jetcron.errors import ScheduleRefused
+from jetcron.schedules.checks import Checks
 from jetcron.schedules.orders import Part
 from jetcron_protocol.codec import decode
 from jetcron_protocol.messages import Schedule
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """An update: what is ordered, and each field that changes, as it was and as it will be (as it travels)."""
 
     part: Part
@@ -39,29 +39,54 @@ class Plan:
         return len(self.create) + len(self.update) + len(self.delete)
 
 
-async def make_plan(bus: Bus, parts: Sequence[Part], *, prune: bool) -> Plan:
-    """Compare definitions with what the registry holds; raises `ScheduleRefused` for what can neither be nor change."""
+async def make_plan(bus: Bus, schedules: Iterable[Mapping[str, Any]], *, prune: bool) -> Plan:
+    """Compare definitions with what the registry holds; raises `ScheduleRefused` for what can neither be nor change.
+
+    Portion by portion: of those that stand as they are nothing is kept, and one portion is read while the next is
+    looked at.
+    """
     plan = Plan()
-    faults: dict[str, list[str]] = {}
-    entries = await bus.entries([bus.names.schedule_key(part.id) for part in parts])
-    for part in parts:
-        stored = entries.get(bus.names.schedule_key(part.id))
+    checks = Checks(bus)
+    ids: set[str] = set()
+    functions: set[str] = set()
+
+    async def read(parts: Sequence[Part]) -> list[tuple[Part, StoredMessage | None]]:
+        keys = [bus.names.schedule_key(part.id) for part in parts]
+        entries = await bus.entries(keys)
+        return [(part, entries.get(key)) for part, key in zip(parts, keys, strict=True)]
+
+    reading: asyncio.Task[list[tuple[Part, StoredMessage | None]]] | None = None
+    try:
+        async for portion in checks.portions(schedules):
+            if prune:
+                ids |= {part.id for part in portion}
+                functions |= {part.checked.function for part in portion if part.checked is not None}
+            before, reading = reading, asyncio.create_task(read(portion))
+            if before is not None:
+                _place(plan, await before, checks)
+        if reading is not None:
+            _place(plan, await reading, checks)
+    finally:
+        if reading is not None:
+            reading.cancel()
+    await checks.finish()
+    if prune:
+        await _prune(bus, plan, ids, functions)
+    return plan
+
+
+def _place(plan: Plan, found: Iterable[tuple[Part, StoredMessage | None]], checks: Checks) -> None:
+    """What is to become of each, by its entry."""
+    for part, stored in found:
         standing = decode(Schedule, stored.payload) if stored is not None else None
         if stored is None or standing is None or standing.state == "deleted":
             plan.create.append(part)
-            continue
-        if standing.origin == "code":
-            faults[part.id] = ["its id is that of a cron trigger in code; allowed is another id"]
-            continue
-        if standing.state == "archived":
-            faults[part.id] = ["it is archived; allowed is to unpause it, or to delete it first"]
-            continue
-        _compare(plan, part, standing, stored)
-    if faults:
-        raise ScheduleRefused(faults)
-    if prune:
-        await _prune(bus, plan, parts)
-    return plan
+        elif standing.origin == "code":
+            checks.fault(part.id, "its id is that of a cron trigger in code; allowed is another id")
+        elif standing.state == "archived":
+            checks.fault(part.id, "it is archived; allowed is to unpause it, or to delete it first")
+        else:
+            _compare(plan, part, standing, stored)
 
 
 def _compare(plan: Plan, part: Part, standing: Schedule, stored: StoredMessage) -> None:
@@ -84,10 +109,8 @@ def _travelling(name: str, value: Any) -> Any:
     return None if value == DEFAULTS.get(name) else value
 
 
-async def _prune(bus: Bus, plan: Plan, parts: Sequence[Part]) -> None:
-    """Those of the same functions that are not among `parts`."""
-    ids = {part.id for part in parts}
-    functions = {_function(part.raw) for part in parts}
+async def _prune(bus: Bus, plan: Plan, ids: Container[str], functions: Container[str]) -> None:
+    """Those of the same functions that are not among `ids`."""
     async for page in bus.pages(bus.names.registry, bus.names.schedules, size=1_000):
         for stored in page:
             schedule = decode(Schedule, stored.payload)
@@ -98,7 +121,3 @@ async def _prune(bus: Bus, plan: Plan, parts: Sequence[Part]) -> None:
                 and schedule.id not in ids
             ):
                 plan.delete.append(Part(schedule.id, if_revision=stored.sequence))
-
-
-def _function(raw: Mapping[str, Any] | None) -> Any:
-    return raw.get("function") if raw is not None else None
