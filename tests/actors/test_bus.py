@@ -319,6 +319,27 @@ async def test_many_last_messages_in_one_request(stack: Stack) -> None:
     assert len(await bus.multi_last(names.registry, [names.schedules_of_shard("*")])) == 3
 
 
+async def test_a_message_that_says_it_is_another_is_read_as_what_it_is(stack: Stack) -> None:
+    names, bus = stack.names, stack.bus
+    key = names.schedule_key("s")
+    told = {
+        "Nats-Stream": "x",
+        "Nats-Subject": "y",
+        "Nats-Sequence": "7",
+        "Nats-Time-Stamp": "z",
+        "Mine": "1",
+    }
+    stored = await bus.publish(key, b"body", told)
+    (found,) = (await bus.multi_last(names.registry, [key])).values()
+    assert (found.subject, found.sequence, found.payload) == (key, stored.sequence, b"body")
+    assert found.headers["Mine"] == "1"
+    alone = await bus.last(names.registry, key)
+    assert alone is not None
+    assert (alone.subject, alone.stored_at) == (key, found.stored_at)
+    (page,) = [page async for page in bus.pages(names.registry, key)]
+    assert page == [found]
+
+
 async def test_a_stale_replica_is_not_believed(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     """It answers with an old entry, leaves one out, and says how far it had read: the leader has the last word."""
     names, bus = stack.names, stack.bus

@@ -650,6 +650,24 @@ async def test_a_plan_says_what_it_takes_and_applying_it_leaves_nothing_to_do(
     assert (again.size, again.unchanged) == (0, 3)
 
 
+async def test_a_plan_of_many_is_in_their_order_and_names_every_fault_at_once(
+    stack: Stack, client: Client
+) -> None:
+    many = [{"id": f"m{n}", "function": "reports.send", **YEARLY, "payload": n} for n in range(2_345)]
+    await client.schedules.create_many(many[:2_000])
+    changed = [one | {"payload": 1} for one in many]
+    plan = await client.schedules.plan(one for one in changed)
+    assert [p.id for p in plan.create] == [one["id"] for one in many[2_000:]]
+    assert [change.part.id for change in plan.update] == [f"m{n}" for n in range(2_000) if n != 1]
+    assert plan.unchanged == 1
+    await client.schedules.archive("m1500")
+    wrong = [*changed, {"id": "x", "function": "reports.send"}, changed[0], {"id": "reports.nightly"}, 5]
+    with pytest.raises(ScheduleRefused) as caught:
+        await client.schedules.plan(wrong)  # type: ignore[arg-type]
+    assert set(caught.value.faults) == {"m1500", "x", "m0", "reports.nightly", "#2349"}
+    assert (await client.schedules.plan([])).size == 0
+
+
 async def test_a_plan_overtaken_by_somebody_is_refused(stack: Stack, client: Client) -> None:
     await client.schedules.create("a", "reports.send", **YEARLY)
     plan = await client.schedules.plan([{"id": "a", "function": "reports.send", "every": 60}])

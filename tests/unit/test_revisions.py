@@ -1,16 +1,20 @@
 """What an order makes of a schedule: its states, and `max_runs` as an end, whatever is ordered in between."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
+from unittest import mock
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
+from jetcron import revisions
 from jetcron.clock import to_ms
 from jetcron.cycle import next_occurrence, occurrences
-from jetcron.definitions import definition
+from jetcron.definitions import WHEN, definition
+from jetcron.fields import check
 from jetcron.revisions import FUNCTION, beside, created, followed, moved, nth, same, settled, updated
 from jetcron_protocol.messages import Schedule
 
@@ -162,6 +166,62 @@ def test_a_new_kind_of_time_takes_the_place_of_the_old_one() -> None:
     found = change(replace(HOURLY, start=NOW), cron="0 9 * * *", start=None)
     assert (found.cron, found.every, found.start) == ("0 9 * * *", None, None)
     assert updated("s", {"cron": "x", "every": 5}, NINE, now=NOW).faults
+
+
+SOUND: dict[str, list[Any]] = {
+    "function": ["a.f", "b.g"],
+    "cron": ["0 9 * * *", "TZ=Asia/Tokyo 0 9 * * *", "30 2 * * *"],
+    "every": [HOUR],
+    "at": [NOW + HOUR],
+    "timezone": ["UTC", "Europe/Prague", "Asia/Tokyo"],
+    "dst": ["default", "skip", "both"],
+    "jitter": [0, 60_000],
+    "catch_up": ["latest", "all", "skip"],
+    "catch_up_within": [HOUR],
+    "catch_up_most": [5],
+    "overlap": ["allow", "queue"],
+    "payload": [1, {"to": "all"}],
+    "start": [NOW, NOW + 900 * HOUR],
+    "end": [NOW + 20 * HOUR, NOW + 990 * HOUR],
+    "max_runs": [3],
+    "tags": [["x"]],
+}
+WRONG: dict[str, list[Any]] = {
+    "function": ["send"],
+    "cron": ["61 * * * *"],
+    "every": [5],
+    "at": ["noon"],
+    "timezone": ["Mars"],
+    "dst": ["up"],
+    "jitter": [-1],
+    "catch_up": ["x"],
+    "catch_up_within": [0],
+    "end": [NOW - HOUR],
+    "max_runs": [0],
+    "tags": [[""], 1],
+}
+
+
+def some(of: Mapping[str, list[Any]]) -> st.SearchStrategy[dict[str, Any]]:
+    return st.fixed_dictionaries({}, optional={name: st.sampled_from(values) for name, values in of.items()})
+
+
+@given(
+    st.sampled_from(WHEN),
+    some(SOUND),
+    some({name: [*values, *WRONG.get(name, []), None] for name, values in SOUND.items()}),
+)
+@example("cron", {"cron": "TZ=Asia/Tokyo 0 9 * * *"}, {"timezone": "Europe/Prague"})
+def test_what_stands_is_not_looked_at_again_and_nothing_is_missed(
+    when: str, stands: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    times = {when: stands.get(when, SOUND[when][0])}
+    raw = {name: value for name, value in stands.items() if name not in WHEN} | times
+    previous = check({"id": "s", "function": "a.f", **raw}, now=NOW).schedule
+    assume(previous is not None)
+    found = updated("s", changes, previous, now=NOW)
+    with mock.patch.object(revisions, "check", lambda raw, *, now, sound: check(raw, now=now)):
+        assert updated("s", changes, previous, now=NOW) == found
 
 
 @pytest.mark.parametrize(
