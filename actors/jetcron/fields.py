@@ -98,8 +98,7 @@ class _Fields:
 
     def schedule(self, now: int) -> Schedule | None:
         self.look()
-        sound = not self.faults and not self._faulty
-        schedule = self._made() if sound else None
+        schedule = self._made() if not self.faults and not self._faulty else None
         self._fires(schedule, now)
         return None if self.faults else schedule
 

@@ -18,8 +18,8 @@ FUNCTION = "its function"
 """Who changed a schedule that followed its function's state."""
 END = "its end"
 """Who changed a schedule that fired for the last time."""
-_READ_IN = ("timezone", "dst")
-"""What a cron expression is read in, and may be wrong under."""
+_HERE = {"cron", "timezone"}
+"""What was right where it was written and may not be here: zones are the host's, expressions are read in one."""
 _AFRESH = "allowed is an update that gives it times to come"
 _NEAR = 64
 """So many occurrences are walked one by one; further ones are searched for by counting."""
@@ -59,9 +59,7 @@ def updated(id: str, changes: Mapping[str, Any], previous: Schedule | None, *, n
     if any(changes.get(name) is not None for name in WHEN):
         for name in WHEN:
             merged.pop(name, None)
-    unchanged = {"id", *(merged.keys() - changes.keys())}
-    if not changes.keys().isdisjoint(_READ_IN):
-        unchanged.discard("cron")
+    unchanged = {"id", *(merged.keys() - changes.keys() - _HERE)}
     merged |= {name: value for name, value in changes.items() if name in FIELDS}
     found = check({"id": id, **merged}, now=now, sound=unchanged)
     # What has ended begins again, for it fires again.

@@ -108,16 +108,16 @@ async def test_a_held_message_that_is_not_what_its_subject_says(stack: Stack) ->
     tick = Tick(schedule=ID, revision=revision, at=at)
     for message, text in (
         (
-            replace(sound, payload=encode(replace(tick, at=at + PERIOD))),
+            sound._replace(payload=encode(replace(tick, at=at + PERIOD))),
             "have a tick that says something else than its subject",
         ),
-        (replace(sound, payload=b"\xc1"), "cannot be read by this program"),
+        (sound._replace(payload=b"\xc1"), "cannot be read by this program"),
         (
-            replace(sound, headers=headers | {SCHEDULE_TARGET: stack.names.tick_due("other", revision, at)}),
+            sound._replace(headers=headers | {SCHEDULE_TARGET: stack.names.tick_due("other", revision, at)}),
             "have a held tick that goes somewhere else",
         ),
         (
-            replace(sound, headers=headers | {SCHEDULE: "@at 2199-01-01T00:00:00Z"}),
+            sound._replace(headers=headers | {SCHEDULE: "@at 2199-01-01T00:00:00Z"}),
             "have a tick that is held until another time than its own",
         ),
     ):

@@ -665,7 +665,22 @@ async def test_a_plan_of_many_is_in_their_order_and_names_every_fault_at_once(
     with pytest.raises(ScheduleRefused) as caught:
         await client.schedules.plan(wrong)  # type: ignore[arg-type]
     assert set(caught.value.faults) == {"m1500", "x", "m0", "reports.nightly", "#2349"}
-    assert (await client.schedules.plan([])).size == 0
+    assert caught.value.faults["m0"] == ("it is given twice; allowed is once",)
+    assert (await client.schedules.plan([], prune=True)).size == 0
+
+
+async def test_a_plan_says_what_it_cannot_read_beside_all_else(stack: Stack, client: Client) -> None:
+    await client.schedules.create("a", "reports.send", **YEARLY)
+    entry, _ = await stored(stack, "a")
+    newer = encode(entry).replace(pack("v") + pack(1), pack("v") + pack(99), 1)
+    await stack.bus.publish(stack.names.schedule_key("a"), newer)
+    given = [
+        {"id": id, "function": f"reports.{name}", **YEARLY} for id, name in (("a", "send"), ("b", "absent"))
+    ]
+    with pytest.raises(ScheduleRefused) as caught:
+        await client.schedules.plan(given)
+    assert set(caught.value.faults) == {"a", "b"}
+    assert "version 99 is newer" in caught.value.faults["a"][0]
 
 
 async def test_a_plan_overtaken_by_somebody_is_refused(stack: Stack, client: Client) -> None:

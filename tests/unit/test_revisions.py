@@ -224,6 +224,11 @@ def test_what_stands_is_not_looked_at_again_and_nothing_is_missed(
         assert updated("s", changes, previous, now=NOW) == found
 
 
+def test_a_zone_that_is_not_known_here_is_told_whatever_changes() -> None:
+    (fault,) = updated("s", {"payload": 1}, replace(NINE, timezone="Mars/Olympus"), now=NOW).faults
+    assert fault.startswith("timezone='Mars/Olympus'")
+
+
 @pytest.mark.parametrize(
     ("move", "before", "after"),
     [

@@ -35,6 +35,7 @@ class Delivery:
     __slots__ = (
         "_block",
         "_bus",
+        "_headers",
         "_reply",
         "_settled",
         "delivered",
@@ -54,6 +55,7 @@ class Delivery:
         self._reply = msg.reply
         self._settled = False
         self._block = msg.block
+        self._headers: Headers | None = None
         self.subject = msg.subject
         self.payload = msg.data
         self.stream = tokens[first]
@@ -64,8 +66,10 @@ class Delivery:
 
     @property
     def headers(self) -> Headers:
-        """Its headers, read anew each time."""
-        return parse_headers(self._block)
+        """Its headers."""
+        if self._headers is None:
+            self._headers = parse_headers(self._block)
+        return self._headers
 
     @property
     def settled(self) -> bool:

@@ -24,9 +24,9 @@ _NAMES_PAGE = 100_000
 _DELETED = ("DEL", "PURGE")
 OPERATION = "KV-Operation"
 _OPERATION = OPERATION.encode()
-_STORED = b"NATS/1.0\r\n"
-"""How the headers of a message begin; those of a status have it in this line."""
-_SUBJECT = "\r\nNats-Subject: "
+_VERSION = b"NATS/1.0"
+"""How headers begin; what the server says itself has a status in the rest of this line."""
+_SUBJECT = b"\r\nNats-Subject: "
 
 
 class StoredMessage(NamedTuple):
@@ -218,7 +218,7 @@ class Reader(Link):
                         raise TryAgain(408, 0, f"a read of {stream} was not answered") from None
                 else:
                     msg = queue.get_nowait()
-                if msg.block.startswith(_STORED):
+                if not msg.block[len(_VERSION) : msg.block.index(b"\r\n")].strip():
                     found.append(_stored(msg))
                     continue
                 headers = msg.headers
@@ -322,8 +322,8 @@ def _requests(subjects: Sequence[str], limit: int, most: int = MAX_MULTI) -> Ite
 
 def _stored(msg: Message) -> StoredMessage:
     """What a direct get brought: behind the message's own headers stand those that say which one it is."""
-    block = msg.block.decode("utf-8", "replace")
-    subject, sequence, stored_at, _ = block[block.rindex(_SUBJECT) + len(_SUBJECT) :].split("\r\n", 3)
+    told = msg.block[msg.block.rindex(_SUBJECT) + len(_SUBJECT) :].decode("utf-8", "replace")
+    subject, sequence, stored_at, _ = told.split("\r\n", 3)
     return StoredMessage(
         subject,
         int(sequence.removeprefix("Nats-Sequence: ")),

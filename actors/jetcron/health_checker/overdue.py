@@ -86,7 +86,7 @@ class Overdue:
 
     async def _again(self, stream: str, message: StoredMessage) -> bool:
         """The same message on its own subject, unless it has just been released."""
-        kept = {name: message.headers[name] for name in _KEPT if name in message.headers}
+        kept = {name: value for name, value in message.headers.items() if name in _KEPT}
         headers = kept | fenced(message.sequence)
         try:
             await self._bus.publish(message.subject, message.payload, headers)

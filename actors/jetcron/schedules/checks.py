@@ -4,7 +4,7 @@ Owns nothing but the order of looking: all is read before the first fault is tol
 looks again at what it is sent, for others send it too.
 """
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from jetcron.bus import Bus
@@ -34,14 +34,15 @@ async def checked_parts(
 class Checks:
     """One look over schedules as they are given; `faults` grows with what is wrong with each, by its id.
 
-    What has no id goes by its number in the faults, unless it is not `numbered`: where there is one alone.
+    `ids` are theirs, and `functions` those they run, as far as it was looked. What has no id goes by its number in the
+    faults, unless it is not `numbered`: where there is one alone.
     """
 
     def __init__(self, bus: Bus, *, numbered: bool = True) -> None:
         self._bus = bus
         self._numbered = numbered
-        self._seen: set[str] = set()
         self._users: dict[str, list[tuple[str, object]]] = {}
+        self.ids: set[str] = set()
         self.faults: dict[str, list[str]] = {}
 
     async def portions(self, schedules: Iterable[Mapping[str, Any]]) -> AsyncIterator[list[Part]]:
@@ -66,6 +67,10 @@ class Checks:
         if self.faults:
             raise ScheduleRefused(self.faults)
 
+    @property
+    def functions(self) -> Container[str]:
+        return self._users.keys()
+
     def fault(self, name: str, *texts: str) -> None:
         """Add what is wrong with one of them."""
         self.faults.setdefault(name, []).extend(texts)
@@ -78,9 +83,10 @@ class Checks:
         name = found.name or (f"#{number}" if self._numbered else "")
         if found.faults:
             self.fault(name, *found.faults)
-        if name in self._seen:
+        if name in self.ids:
             self.fault(name, "it is given twice; allowed is once")
-        self._seen.add(name)
+            return None
+        self.ids.add(name)
         if isinstance(raw.get("function"), str):
             self._users.setdefault(raw["function"], []).append((name, raw.get("overlap")))
         if found.schedule is None:

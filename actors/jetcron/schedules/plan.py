@@ -5,7 +5,7 @@ were read here.
 """
 
 import asyncio
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from jetcron.bus import Bus, StoredMessage
 from jetcron.definitions import DEFAULTS, FIELDS, authored
 from jetcron.schedules.checks import Checks
 from jetcron.schedules.orders import Part
-from jetcron_protocol.codec import decode
+from jetcron_protocol.codec import DecodeError, decode
 from jetcron_protocol.messages import Schedule
 
 
@@ -47,8 +47,6 @@ async def make_plan(bus: Bus, schedules: Iterable[Mapping[str, Any]], *, prune: 
     """
     plan = Plan()
     checks = Checks(bus)
-    ids: set[str] = set()
-    functions: set[str] = set()
 
     async def read(parts: Sequence[Part]) -> list[tuple[Part, StoredMessage | None]]:
         keys = [bus.names.schedule_key(part.id) for part in parts]
@@ -58,9 +56,6 @@ async def make_plan(bus: Bus, schedules: Iterable[Mapping[str, Any]], *, prune: 
     reading: asyncio.Task[list[tuple[Part, StoredMessage | None]]] | None = None
     try:
         async for portion in checks.portions(schedules):
-            if prune:
-                ids |= {part.id for part in portion}
-                functions |= {part.checked.function for part in portion if part.checked is not None}
             before, reading = reading, asyncio.create_task(read(portion))
             if before is not None:
                 _place(plan, await before, checks)
@@ -71,14 +66,18 @@ async def make_plan(bus: Bus, schedules: Iterable[Mapping[str, Any]], *, prune: 
             reading.cancel()
     await checks.finish()
     if prune:
-        await _prune(bus, plan, ids, functions)
+        await _prune(bus, plan, checks)
     return plan
 
 
 def _place(plan: Plan, found: Iterable[tuple[Part, StoredMessage | None]], checks: Checks) -> None:
     """What is to become of each, by its entry."""
     for part, stored in found:
-        standing = decode(Schedule, stored.payload) if stored is not None else None
+        try:
+            standing = decode(Schedule, stored.payload) if stored is not None else None
+        except DecodeError as error:
+            checks.fault(part.id, f"what stands under its id cannot be read here: {error}")
+            continue
         if stored is None or standing is None or standing.state == "deleted":
             plan.create.append(part)
         elif standing.origin == "code":
@@ -109,15 +108,15 @@ def _travelling(name: str, value: Any) -> Any:
     return None if value == DEFAULTS.get(name) else value
 
 
-async def _prune(bus: Bus, plan: Plan, ids: Container[str], functions: Container[str]) -> None:
-    """Those of the same functions that are not among `ids`."""
+async def _prune(bus: Bus, plan: Plan, checks: Checks) -> None:
+    """Those of the same functions that are not among what is looked at."""
     async for page in bus.pages(bus.names.registry, bus.names.schedules, size=1_000):
         for stored in page:
             schedule = decode(Schedule, stored.payload)
             if (
                 schedule.origin == "data"
                 and schedule.state != "deleted"
-                and schedule.function in functions
-                and schedule.id not in ids
+                and schedule.function in checks.functions
+                and schedule.id not in checks.ids
             ):
                 plan.delete.append(Part(schedule.id, if_revision=stored.sequence))
