@@ -163,7 +163,9 @@ async def test_a_group_that_failed_and_was_handled_lets_the_run_leave_and_end(st
             async with asyncio.TaskGroup() as group:
                 group.create_task(bad())
         except* ValueError:
-            raise asyncio.CancelledError("the code's own") from None
+            pass
+        # Not raised in there: Python 3.11.2 makes a group of what is raised in `except*`.
+        raise asyncio.CancelledError("the code's own")
 
     handle = await stage.play(code)
     failed = await stage.failure_of(handle)

@@ -14,7 +14,7 @@ from typing import Self
 import nats.errors
 
 from jetcron.bus.publish import Publisher
-from jetcron.bus.wire import DESCRIPTION, STATUS, Headers, Message, parse_headers
+from jetcron.bus.wire import DESCRIPTION, STATUS, VERSION, Headers, Message, parse_headers
 from jetcron.errors import BusError, NotFound, TryAgain
 
 _EXPIRES = 30.0
@@ -23,7 +23,7 @@ _FIRST_EXPIRES = 0.25
 _MANY_EXPIRES = 3.0
 _FEW = 4
 _WAKE = "reconnected"
-_WOKEN = f"NATS/1.0 {_WAKE}\r\n\r\n".encode()
+_WOKEN = f"{VERSION} {_WAKE}\r\n\r\n".encode()
 _MAX_BYTES = 8 * 1024 * 1024
 """Bytes one pull request may bring."""
 _NANOSECONDS = 1_000_000_000

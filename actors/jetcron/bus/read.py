@@ -24,8 +24,6 @@ _NAMES_PAGE = 100_000
 _DELETED = ("DEL", "PURGE")
 OPERATION = "KV-Operation"
 _OPERATION = OPERATION.encode()
-_VERSION = b"NATS/1.0"
-"""How headers begin; what the server says itself has a status in the rest of this line."""
 _SUBJECT = b"\r\nNats-Subject: "
 
 
@@ -218,7 +216,7 @@ class Reader(Link):
                         raise TryAgain(408, 0, f"a read of {stream} was not answered") from None
                 else:
                     msg = queue.get_nowait()
-                if not msg.block[len(_VERSION) : msg.block.index(b"\r\n")].strip():
+                if not msg.is_status:
                     found.append(_stored(msg))
                     continue
                 headers = msg.headers

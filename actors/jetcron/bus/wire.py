@@ -15,7 +15,8 @@ from nats.protocol.command import hpub_cmd, pub_cmd
 
 Headers = dict[str, str]
 
-_VERSION = "NATS/1.0"
+VERSION = "NATS/1.0"
+"""How headers begin; a status stands in the rest of this line."""
 STATUS = "Status"
 DESCRIPTION = "Description"
 
@@ -28,6 +29,12 @@ class Message:
     reply: str
     data: bytes
     block: bytes = b""
+
+    @property
+    def is_status(self) -> bool:
+        """Whether it is the server's own word, a status, and no message of a stream or of somebody's."""
+        line, _, _ = self.block.partition(b"\r\n")
+        return line[len(VERSION) :].strip() != b""
 
     @property
     def headers(self) -> Headers:
@@ -117,7 +124,7 @@ def write_headers(headers: Headers) -> bytes:
     lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
     if lines.count("\n") != len(headers) or lines.count("\r") != len(headers):
         raise nats.errors.BadHeaderError("a header has a line break")
-    return b"NATS/1.0\r\n" + lines.encode() + b"\r\n"
+    return f"{VERSION}\r\n{lines}\r\n".encode()
 
 
 def parse_headers(raw: bytes) -> Headers:
@@ -130,7 +137,7 @@ def parse_headers(raw: bytes) -> Headers:
         name, colon, value = line.partition(":")
         if colon:
             found[name.strip()] = value.strip()
-    status = first[len(_VERSION) :].strip()
+    status = first[len(VERSION) :].strip()
     if status:
         code, _, description = status.partition(" ")
         found[STATUS] = code

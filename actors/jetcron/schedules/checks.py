@@ -16,7 +16,7 @@ from jetcron_protocol.codec import decode
 from jetcron_protocol.messages import Function
 from jetcron_protocol.subjects import InvalidName, split_function
 
-PORTION = 1_000
+_PORTION = 1_000
 """Schedules that are looked at before the first of them goes on: as many as one request may name."""
 _YIELD_EVERY = 250
 
@@ -55,7 +55,7 @@ class Checks:
                 parts.append(part)
             if number % _YIELD_EVERY == 0:
                 await self._bus.clock.sleep(0)
-            if number % PORTION == 0:
+            if number % _PORTION == 0:
                 yield parts
                 parts = []
         if parts:

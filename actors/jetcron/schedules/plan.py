@@ -73,12 +73,15 @@ async def make_plan(bus: Bus, schedules: Iterable[Mapping[str, Any]], *, prune: 
 def _place(plan: Plan, found: Iterable[tuple[Part, StoredMessage | None]], checks: Checks) -> None:
     """What is to become of each, by its entry."""
     for part, stored in found:
+        if stored is None:
+            plan.create.append(part)
+            continue
         try:
-            standing = decode(Schedule, stored.payload) if stored is not None else None
+            standing = decode(Schedule, stored.payload)
         except DecodeError as error:
             checks.fault(part.id, f"what stands under its id cannot be read here: {error}")
             continue
-        if stored is None or standing is None or standing.state == "deleted":
+        if standing.state == "deleted":
             plan.create.append(part)
         elif standing.origin == "code":
             checks.fault(part.id, "its id is that of a cron trigger in code; allowed is another id")
